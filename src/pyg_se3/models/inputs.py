@@ -1,0 +1,121 @@
+"""From what users hand to a model to the packed tensors its layers share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from pyg_se3.fiber import Fiber
+from pyg_se3.nn.edges import check_edge_attr, edge_geometry, plain_edge_index
+from pyg_se3.so3 import EdgeGeometry
+
+Features = Tensor | Mapping[int, Tensor]
+"""Packed features ``[N, fiber.dim]``, or by degree ``{l: [N, C_l, 2l+1]}``."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Checked and packed inputs, with the geometry that all layers share.
+
+    Attributes:
+        x: packed node features ``[N, fiber_in.dim]``.
+        edge_index: ``[2, E]``, source and target.
+        edge_attr: packed edge features ``[E, fiber_edge.dim]``, or ``None``.
+        geometry: of the edges.
+        batch: graph of every node ``[N]``.
+        num_graphs: number of graphs B.
+    """
+
+    x: Tensor
+    edge_index: Tensor
+    edge_attr: Tensor | None
+    geometry: EdgeGeometry
+    batch: Tensor
+    num_graphs: int
+
+    def sorted_edges(self) -> Graph:
+        """The same graph with its edges sorted by edge features, then distance.
+
+        Nodes do not feel the order of edges; neighbours in this order have similar radial
+        activations, which is what compression lives on.
+        """
+        key = self.geometry.distance.detach().double()
+        if self.edge_attr is not None and self.edge_attr.shape[1]:
+            attr = self.edge_attr.detach().double()
+            kinds = attr @ torch.arange(1.0, attr.shape[1] + 1, dtype=torch.double).to(attr.device)
+            key = key + kinds * 1e4
+        order = key.argsort()
+        return Graph(
+            self.x,
+            self.edge_index[:, order],
+            None if self.edge_attr is None else self.edge_attr[order],
+            self.geometry.permute(order),
+            self.batch,
+            self.num_graphs,
+        )
+
+
+def read_graph(
+    fiber_in: Fiber,
+    fiber_edge: Fiber,
+    max_degree: int,
+    x: Features | Data,
+    pos: Tensor | None,
+    edge_index: Tensor | None,
+    edge_attr: Features | None,
+    batch: Tensor | None,
+    num_graphs: int | None,
+    geometry: EdgeGeometry | None,
+) -> Graph:
+    """Check and pack the inputs of a model.
+
+    Raises:
+        ValueError: something is missing, of a wrong shape, or out of range.
+        TypeError: a PyG ``Data`` together with tensors.
+    """
+    if isinstance(x, Data):
+        given = {"pos": pos, "edge_index": edge_index, "edge_attr": edge_attr, "batch": batch}
+        twice = [name for name, value in given.items() if value is not None]
+        if twice:
+            raise TypeError(f"{', '.join(twice)} given besides a Data object that holds them")
+        data, x = x, x.x
+        missing = [name for name in ("x", "edge_index") if getattr(data, name) is None]
+        if missing:
+            raise ValueError(f"Data lacks {', '.join(missing)}; it has {sorted(data.keys())}")
+        pos = data.pos if geometry is None else None
+        edge_index, batch = data.edge_index, data.batch
+        edge_attr = data.edge_attr if fiber_edge else None
+        num_graphs = data.num_graphs if batch is not None else 1
+    if edge_index is None:
+        raise ValueError("edge_index is missing, expected [2, E]")
+    packed = _packed(fiber_in, x, "x")
+    edge_index = plain_edge_index(edge_index, packed.shape[0])
+    if pos is not None and pos.shape[0] != packed.shape[0]:
+        raise ValueError(f"pos is of {pos.shape[0]} nodes, x of {packed.shape[0]}")
+    geometry = edge_geometry(max_degree, edge_index, pos, geometry)
+    if edge_attr is not None:
+        edge_attr = _packed(fiber_edge, edge_attr, "edge_attr") if fiber_edge else edge_attr
+        assert isinstance(edge_attr, Tensor)
+    check_edge_attr(fiber_edge, edge_attr, edge_index.shape[1])
+    if batch is None:
+        batch, num_graphs = edge_index.new_zeros(packed.shape[0]), 1
+    elif batch.shape != packed.shape[:1]:
+        raise ValueError(f"batch has shape {list(batch.shape)}, expected [{packed.shape[0]}]")
+    if num_graphs is None:
+        num_graphs = int(batch.max()) + 1 if batch.numel() else 0
+    return Graph(packed, edge_index, edge_attr, geometry, batch, num_graphs)
+
+
+def _packed(fiber: Fiber, features: Features, name: str) -> Tensor:
+    if isinstance(features, Mapping):
+        return fiber.pack(features)
+    if features.dim() == 1 and fiber.dim == 1:
+        features = features[:, None]
+    fiber.check(features, name)
+    if not features.is_floating_point():
+        raise ValueError(f"{name} has type {features.dtype}, expected floating point")
+    return features

@@ -1,0 +1,109 @@
+"""Radial profiles: from the invariants of an edge to the weights of its convolution."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pyg_se3.ops import TFNPlan, pack_plan
+from pyg_se3.ops.packing import PackedWeights
+from pyg_se3.ops.plan import Pair
+
+
+class RadialProfile(nn.Sequential):
+    """Hidden layers of a radial MLP: invariants of an edge to activations g.
+
+    The last, bias-free linear map from g to the weights of every degree pair is
+    :class:`RadialWeights`; kernels apply it together with the coupling of the features.
+
+    Args:
+        in_features: number of invariants per edge (edge features and distance).
+        hidden: width H of both hidden layers.
+        layer_norm: normalise each hidden layer before its ReLU.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 32, layer_norm: bool = True) -> None:
+        def norm() -> list[nn.Module]:
+            return [nn.LayerNorm(hidden)] if layer_norm else []
+
+        super().__init__(
+            nn.Linear(in_features, hidden),
+            *norm(),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            *norm(),
+            nn.ReLU(),
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialise as PyTorch does by default."""
+        for layer in self:
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+
+
+class RadialWeights(nn.Module):
+    """Last linear maps of the radial MLPs, one parameter ``[2 min(l,k)+1, H, C_l, C_k]`` per pair.
+
+    Args:
+        plan: the convolution.
+    """
+
+    def __init__(self, plan: TFNPlan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.weights = nn.ParameterDict(
+            {_name(pair): nn.Parameter(torch.empty(plan.weight_shape(pair))) for pair in plan.pairs}
+        )
+        self._packed: tuple[object, PackedWeights] | None = None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform within one over the square root of H, as a linear layer of H inputs.
+
+        A pair of degrees 0 with a radial MLP of its own starts larger by ``sqrt(4 pi)``, so that
+        the constant harmonic does not make its messages smaller than a plain linear map's.
+        """
+        bound = 1 / math.sqrt(self.plan.hidden)
+        for group in self.plan.groups:
+            for pair in group.pairs:
+                alone = group.pairs == ((0, 0),)
+                scale = bound * math.sqrt(4 * math.pi) if alone else bound
+                nn.init.uniform_(self.weights[_name(pair)], -scale, scale)
+
+    def by_pair(self) -> dict[Pair, Tensor]:
+        """``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``."""
+        return {pair: self.weights[_name(pair)] for pair in self.plan.pairs}
+
+    def packed(self) -> PackedWeights:
+        """The weights as kernels use them; kept between calls that need no gradient."""
+        parameters = list(self.weights.values())
+        recorded = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if recorded or any(p.is_inference() for p in parameters):
+            self._packed = None
+            return pack_plan(self.plan, self.by_pair())
+        state = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
+        if self._packed is None or self._packed[0] != state:
+            self._packed = (state, pack_plan(self.plan, self.by_pair()))
+        return self._packed[1]
+
+    def train(self, mode: bool = True) -> RadialWeights:
+        """Switch mode and forget packed weights."""
+        self._packed = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_packed": None}
+
+    def extra_repr(self) -> str:
+        """Number of weights and groups."""
+        return (
+            f"{self.plan.fiber_in} -> {self.plan.fiber_out}, groups={len(self.plan.groups)}, "
+            f"weights={self.plan.num_weights} x {self.plan.hidden}"
+        )
+
+
+def _name(pair: Pair) -> str:
+    return f"{pair[0]},{pair[1]}"

@@ -1,0 +1,199 @@
+"""The one door to the kernels: validate, choose, call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from pyg_se3.ops.edge import EdgeSettings
+from pyg_se3.ops.edge_autograd import AttentionShape, edge_attention, edge_conv
+from pyg_se3.ops.isotropic import add_isotropic_messages
+from pyg_se3.ops.options import KernelOptions
+from pyg_se3.ops.packing import PackedWeights, pack_plan
+from pyg_se3.ops.plan import PairWeights, TFNPlan
+from pyg_se3.ops.reference import tfn_conv_reference
+from pyg_se3.so3 import EdgeGeometry
+
+logger = logging.getLogger(__name__)
+
+CPU_CHUNK = 512
+"""Edges per chunk on a CPU, so that the outer products stay in its cache."""
+
+WORKSPACE_BYTES = 1 << 29
+"""Size of the outer products of one chunk on other devices."""
+
+
+def tfn_conv(
+    plan: TFNPlan,
+    x: Tensor,
+    source: Tensor,
+    radial: Sequence[Tensor],
+    geometry: EdgeGeometry,
+    weights: PairWeights,
+    options: KernelOptions | None = None,
+    packed: PackedWeights | None = None,
+) -> Tensor:
+    """Messages of a TFN convolution by the kernel that the options name or cost suggests.
+
+    Args:
+        plan: the convolution.
+        x: packed node features ``[N, fiber_in.dim]``.
+        source: source node of every edge ``[E]``.
+        radial: radial activations ``[E, H]``, one tensor per group of the plan.
+        geometry: of the edges.
+        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
+        options: how to compute.
+        packed: the weights as :func:`pyg_se3.ops.packing.pack_plan` packs them, if at hand.
+
+    Returns:
+        packed messages ``[E, fiber_out.dim]``.
+
+    Raises:
+        ValueError: shapes that do not fit the plan.
+    """
+    options = options or KernelOptions()
+    _validate(plan, x, source, radial, geometry)
+    if options.kernel == "reference":
+        return tfn_conv_reference(plan, x, source, radial, geometry, weights)
+    settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
+    radial = [g.to(x.dtype) for g in radial]
+    y = edge_conv(
+        plan, settings, x, source, radial, _wigner(plan, geometry), packed or pack_plan(plan, weights)
+    )
+    if geometry.undirected is not None:
+        y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
+    return y
+
+
+def tfn_attention(
+    plan: TFNPlan,
+    shape: AttentionShape,
+    x: Tensor,
+    query: Tensor,
+    source: Tensor,
+    target: Tensor,
+    radial: Sequence[Tensor],
+    geometry: EdgeGeometry,
+    weights: PairWeights,
+    options: KernelOptions | None = None,
+    packed: PackedWeights | None = None,
+) -> Tensor:
+    """Attention over the messages of :func:`tfn_conv`, which hold values and keys.
+
+    Args:
+        plan: the convolution; its output fiber is ``shape.value + shape.key``.
+        shape: of the attention.
+        x: packed node features ``[N, fiber_in.dim]``.
+        query: packed queries ``[N, shape.key.dim]``.
+        source: source node of every edge ``[E]``.
+        target: receiving node of every edge ``[E]``.
+        radial: radial activations ``[E, H]``, one tensor per group of the plan.
+        geometry: of the edges.
+        weights: as for :func:`tfn_conv`.
+        options: how to compute.
+        packed: as for :func:`tfn_conv`.
+
+    Returns:
+        packed ``[N, shape.value.dim]``; zero for nodes without incoming edges.
+
+    Raises:
+        ValueError: shapes that do not fit the plan.
+    """
+    options = options or KernelOptions()
+    if not can_fuse_attention(geometry, options):
+        messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed)
+        return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
+    _validate(plan, x, source, radial, geometry)
+    settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
+    return edge_attention(
+        plan,
+        settings,
+        shape,
+        x,
+        query.to(x.dtype),
+        source,
+        target,
+        [g.to(x.dtype) for g in radial],
+        _wigner(plan, geometry),
+        packed or pack_plan(plan, weights),
+    )
+
+
+def can_fuse_attention(geometry: EdgeGeometry, options: KernelOptions) -> bool:
+    """Whether keys and values need not exist for all edges at once."""
+    return options.kernel != "reference" and geometry.undirected is None
+
+
+def _wigner(plan: TFNPlan, geometry: EdgeGeometry) -> tuple[Tensor, ...]:
+    return geometry.wigner[: plan.max_degree + 1]
+
+
+def _full(x: Tensor, geometry: EdgeGeometry) -> tuple[Tensor, EdgeGeometry]:
+    """Features in the geometry's precision: only matrix products are done in less."""
+    dtype = geometry.distance.dtype
+    return (x if x.dtype == dtype else x.to(dtype)), geometry
+
+
+def _edge_settings(
+    plan: TFNPlan, x: Tensor, geometry: EdgeGeometry, options: KernelOptions
+) -> EdgeSettings:
+    device, dtype = x.device.type, geometry.distance.dtype
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    compress = options.compress
+    if compress is None:
+        compress = device == "cpu" and plan.rectified
+    elif compress and not plan.rectified:
+        raise ValueError(
+            "compress=True needs radial activations that come out of a ReLU; "
+            "this convolution's do not"
+        )
+    chunk = options.chunk_size
+    if chunk is None:
+        if device == "cpu":
+            chunk = CPU_CHUNK
+        else:
+            width = sum(c for d, c in plan.fiber_in.items())
+            chunk = max(1024, WORKSPACE_BYTES // (2 * product.itemsize * plan.hidden * width))
+    narrow = torch.bfloat16 if options.fast else product
+    _log_choice("edge", device, str(product), chunk, compress)
+    return EdgeSettings(chunk, compress, options.tolerance, product, narrow)
+
+
+@lru_cache(maxsize=None)
+def _log_choice(kernel: str, device: str, dtype: str, chunk: int, compress: bool) -> None:
+    logger.info(
+        "TFN convolutions on %s: %s kernel, %s products, %d edges per chunk%s",
+        device,
+        kernel,
+        dtype,
+        chunk,
+        ", compressed radial activations" if compress else "",
+    )
+
+
+def _validate(
+    plan: TFNPlan, x: Tensor, source: Tensor, radial: Sequence[Tensor], geometry: EdgeGeometry
+) -> None:
+    plan.fiber_in.check(x, "node features")
+    edges = source.numel()
+    if geometry.num_edges != edges:
+        raise ValueError(f"the geometry is of {geometry.num_edges} edges, edge_index of {edges}")
+    if geometry.max_degree < plan.max_degree:
+        raise ValueError(
+            f"the geometry has degrees up to {geometry.max_degree}, "
+            f"the convolution {plan.fiber_in} -> {plan.fiber_out} needs {plan.max_degree}"
+        )
+    if len(radial) != len(plan.groups):
+        raise ValueError(
+            f"got {len(radial)} tensors of radial activations for {len(plan.groups)} groups"
+        )
+    for activations in radial:
+        if activations.shape != (edges, plan.hidden):
+            raise ValueError(
+                f"radial activations have shape {list(activations.shape)}, "
+                f"expected [{edges}, {plan.hidden}]"
+            )

@@ -1,0 +1,47 @@
+"""How a convolution is computed. Never what: no option here changes a result beyond round-off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kernel = Literal["auto", "reference", "edge", "source"]
+Memory = Literal["low", "default"]
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """Execution options of the convolutions; not part of the architecture or of a checkpoint.
+
+    Args:
+        kernel: ``edge`` works edge by edge in the edge frame, ``source`` applies the weights per
+            source node first, ``reference`` is the slow literal formula, ``auto`` chooses by cost.
+        compress: let the edge kernel prune and compress radial activations, to ``tolerance``.
+            ``None`` decides by device and precision (on for CPU and float32).
+        tolerance: relative error that compression may make in the radial activations.
+        chunk_size: edges worked on at a time; ``None`` chooses by device.
+        memory: ``low`` recomputes the layers between convolutions in the backward pass, too.
+        fast: compute the gradient of the radial activations with bfloat16 products.
+
+    Raises:
+        ValueError: an option has a value that does not exist.
+    """
+
+    kernel: Kernel = "auto"
+    compress: bool | None = None
+    tolerance: float = 1e-6
+    chunk_size: int | None = None
+    memory: Memory = "default"
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kernel not in get_args(Kernel):
+            raise ValueError(f"unknown kernel {self.kernel!r}, expected one of {get_args(Kernel)}")
+        if self.memory not in get_args(Memory):
+            raise ValueError(
+                f"unknown memory mode {self.memory!r}, expected one of {get_args(Memory)}"
+            )
+        if self.chunk_size is not None and self.chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must lie between 0 and 1, got {self.tolerance}")

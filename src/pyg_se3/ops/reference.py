@@ -1,0 +1,65 @@
+"""The convolution as the papers write it: slow, and obviously right. It judges every kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyg_se3.ops.plan import PairWeights, TFNPlan
+from pyg_se3.so3 import EdgeGeometry, clebsch_gordan, spherical_harmonics
+
+
+def tfn_conv_reference(
+    plan: TFNPlan,
+    x: Tensor,
+    source: Tensor,
+    radial: Sequence[Tensor],
+    geometry: EdgeGeometry,
+    weights: PairWeights,
+) -> Tensor:
+    r"""Messages of a TFN convolution, one degree pair at a time.
+
+    .. math::
+        y_e^k = \sum_{l, J} \Big(\sum_h g_{eh} W^{lkJ}_h\Big)
+                \Big(\sum_m Y_{Jm}(\hat r_e)\, Q^J_{lk,m}\Big) x^l_{\mathrm{source}(e)}
+
+    (Thomas et al. 2018, eq. 3; Fuchs et al. 2020, eq. 8.)
+
+    Args:
+        plan: the convolution.
+        x: packed node features ``[N, fiber_in.dim]``.
+        source: source node of every edge ``[E]``.
+        radial: radial activations ``[E, H]``, one tensor per group of the plan.
+        geometry: of the edges.
+        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
+
+    Returns:
+        packed messages ``[E, fiber_out.dim]``.
+    """
+    vectors = geometry.vectors
+    if geometry.undirected is not None:  # the harmonics of a zero vector have no derivative
+        vectors = vectors.index_fill(0, geometry.undirected, 0.0)
+    harmonics = spherical_harmonics(plan.fiber_in.max_degree + plan.fiber_out.max_degree, vectors)
+    gathered = plan.fiber_in.split(x[source])
+    messages: dict[int, Tensor] = {}
+    for group, activations in zip(plan.groups, radial, strict=True):
+        for degree_in, degree_out in group.pairs:
+            basis = torch.stack(
+                [
+                    torch.einsum(
+                        "em,klm->ekl",
+                        harmonics[j],
+                        clebsch_gordan(j, degree_in, degree_out).to(harmonics[j]),
+                    )
+                    for j in range(abs(degree_in - degree_out), degree_in + degree_out + 1)
+                ],
+                dim=1,
+            )  # [E, J, 2k+1, 2l+1]
+            weight = weights[degree_in, degree_out]
+            profile = torch.einsum("eh,jhio->ejio", activations, weight)
+            coupled = torch.einsum("ejkl,eli->ejki", basis.to(x), gathered[degree_in])
+            message = torch.einsum("ejki,ejio->eko", coupled, profile)
+            messages[degree_out] = messages.get(degree_out, 0) + message
+    return torch.cat([messages[degree].flatten(1) for degree in plan.fiber_out], dim=1)
