@@ -12,7 +12,8 @@ from pyg_se3.fiber import Fiber
 from pyg_se3.nn.conv import TFNConv
 from pyg_se3.nn.edges import edge_geometry, plain_edge_index, radial_inputs, source_features
 from pyg_se3.nn.linear import EquivariantLinear, concatenate
-from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention
+from pyg_se3.nn.radial import radial_activations
+from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention, uses_tangents
 from pyg_se3.so3 import EdgeGeometry
 
 
@@ -134,6 +135,8 @@ class SE3Attention(MessagePassing):
         source, target = edge_index
         invariants = radial_inputs(conv.fiber_edge, edge_attr, geometry)
         features, rows = source_features(conv.fiber_in, conv.fiber_edge, x, source, edge_attr)
+        sketch = uses_tangents(x.device, geometry, conv.plan, conv.kernel_options)
+        activations, tangents = radial_activations(conv.radial, invariants, sketch)
         return tfn_attention(
             conv.plan,
             self.attention,
@@ -141,11 +144,12 @@ class SE3Attention(MessagePassing):
             self.to_query(x),
             rows,
             target,
-            [profile(invariants) for profile in conv.radial],
+            activations,
             geometry,
             conv.weight.by_pair(),
             conv.kernel_options,
             None if conv.kernel_options.kernel == "reference" else conv.weight.packed(),
+            tangents,
         )
 
     def __repr__(self) -> str:

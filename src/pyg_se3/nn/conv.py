@@ -11,8 +11,8 @@ from torch_geometric.nn import MessagePassing
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.edges import edge_geometry, plain_edge_index, radial_inputs, source_features
 from pyg_se3.nn.linear import EquivariantLinear
-from pyg_se3.nn.radial import RadialProfile, RadialWeights
-from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv
+from pyg_se3.nn.radial import RadialProfile, RadialWeights, radial_activations
+from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv, uses_tangents
 from pyg_se3.ops.segment import segment_sum
 from pyg_se3.so3 import EdgeGeometry
 
@@ -104,7 +104,8 @@ class TFNConv(MessagePassing):
         self.fiber_in.check(x, "node features")
         edge_index = plain_edge_index(edge_index, x.shape[0])
         geometry = edge_geometry(self.plan.max_degree, edge_index, pos, geometry)
-        out = self.propagate(edge_index, x=x, edge_attr=edge_attr, geometry=geometry)
+        size = (x.shape[0], x.shape[0])  # or nodes after the last receiver would be left out
+        out = self.propagate(edge_index, size=size, x=x, edge_attr=edge_attr, geometry=geometry)
         if self.self_interaction is None:
             return out
         own = self.self_interaction(x)
@@ -126,15 +127,18 @@ class TFNConv(MessagePassing):
         """Messages of every edge, packed ``[E, fiber_out.dim]``; the kernel gathers ``x``."""
         invariants = radial_inputs(self.fiber_edge, edge_attr, geometry)
         x, source = source_features(self.fiber_in, self.fiber_edge, x, edge_index_j, edge_attr)
+        sketch = uses_tangents(x.device, geometry, self.plan, self.kernel_options)
+        activations, tangents = radial_activations(self.radial, invariants, sketch)
         return tfn_conv(
             self.plan,
             x,
             source,
-            [profile(invariants) for profile in self.radial],
+            activations,
             geometry,
             self.weight.by_pair(),
             self.kernel_options,
             None if self.kernel_options.kernel == "reference" else self.weight.packed(),
+            tangents,
         )
 
     def __repr__(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,13 @@ from torch import Tensor, nn
 from pyg_se3.ops import TFNPlan, pack_plan
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
+
+
+SKETCH_DIRECTIONS = 4
+"""Random directions in parameter space whose derivatives are sketched."""
+
+SKETCH_WIDTH = 24
+"""Columns of the sketch; more than derivatives have dimensions over edges of similar length."""
 
 
 class RadialProfile(nn.Sequential):
@@ -37,11 +46,54 @@ class RadialProfile(nn.Sequential):
             nn.ReLU(),
         )
 
+    @torch.no_grad()
+    def tangents(self, invariants: Tensor) -> Tensor:
+        """A sketch of the derivatives of the activations with respect to the parameters.
+
+        Over a set of edges with similar invariants these derivatives span few dimensions. Random
+        combinations of derivatives along random directions in parameter space span the same ones,
+        so that the gradient of the activations, projected to the sketch, still gives the right
+        gradients of the parameters.
+
+        Args:
+            invariants: ``[E, in_features]``.
+
+        Returns:
+            ``[E, SKETCH_WIDTH]``.
+        """
+        value = invariants
+        change = invariants.new_zeros(SKETCH_DIRECTIONS, *invariants.shape)
+        for position, layer in enumerate(self):
+            value, change = _push_forward(layer, value, change, position)
+        columns = change.transpose(0, 1).flatten(1)
+        return columns @ _directions(SKETCH_WIDTH, columns.shape[1], 0).T.to(columns)
+
     def reset_parameters(self) -> None:
         """Initialise as PyTorch does by default."""
         for layer in self:
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
+
+
+def radial_activations(
+    profiles: Iterable[nn.Module], invariants: Tensor, sketch: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Activations of every profile and, if wanted and of use, their tangents.
+
+    Args:
+        profiles: the radial MLPs of a convolution.
+        invariants: of the edges, ``[E, C]``.
+        sketch: whether a kernel may use tangents. They are of no use if the invariants themselves
+            need a gradient, or if no parameter does.
+    """
+    activations, tangents = [], []
+    for profile in profiles:
+        assert isinstance(profile, RadialProfile)
+        values = profile(invariants)
+        activations.append(values)
+        if sketch and values.requires_grad and not invariants.requires_grad:
+            tangents.append(profile.tangents(invariants))
+    return activations, tangents
 
 
 class RadialWeights(nn.Module):
@@ -103,6 +155,40 @@ class RadialWeights(nn.Module):
             f"{self.plan.fiber_in} -> {self.plan.fiber_out}, groups={len(self.plan.groups)}, "
             f"weights={self.plan.num_weights} x {self.plan.hidden}"
         )
+
+
+@lru_cache(maxsize=None)
+def _directions(rows: int, columns: int, seed: int) -> Tensor:
+    """Fixed normal numbers ``[rows, columns]``, the same in every run."""
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def _push_forward(
+    layer: nn.Module, value: Tensor, change: Tensor, position: int
+) -> tuple[Tensor, Tensor]:
+    """Value ``[E, C]`` and directional derivatives ``[directions, E, C]`` after a layer."""
+
+    def draw(parameter: Tensor, seed: int) -> Tensor:
+        """A direction per sketch, as long as the parameter is: ``[directions, *shape]``."""
+        flat = _directions(SKETCH_DIRECTIONS, parameter.numel(), 1000 * position + seed)
+        scale = parameter.detach().square().mean().sqrt() + 1e-3
+        return flat.view(-1, *parameter.shape).to(parameter) * scale
+
+    if isinstance(layer, nn.Linear):
+        weight, bias = draw(layer.weight, 1), draw(layer.bias, 2)
+        change = change @ layer.weight.T + value @ weight.transpose(1, 2) + bias[:, None]
+        return layer(value), change
+    if isinstance(layer, nn.LayerNorm):
+        centred = value - value.mean(-1, keepdim=True)
+        deviation = (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt()
+        unit = centred / deviation
+        change = change - change.mean(-1, keepdim=True)
+        change = (change - unit * (unit * change).mean(-1, keepdim=True)) / deviation
+        weight, bias = draw(layer.weight, 1), draw(layer.bias, 2)
+        return layer(value), change * layer.weight + unit * weight[:, None] + bias[:, None]
+    if isinstance(layer, nn.ReLU):
+        return layer(value), change * (value > 0)
+    raise TypeError(f"no derivative is known for {type(layer).__name__}")
 
 
 def _name(pair: Pair) -> str:

@@ -1,6 +1,6 @@
 """The kernel seam: one problem description, one reference, fast kernels behind one door."""
 
-from pyg_se3.ops.dispatch import tfn_attention, tfn_conv
+from pyg_se3.ops.dispatch import tfn_attention, tfn_conv, uses_tangents
 from pyg_se3.ops.edge_autograd import AttentionShape
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import pack_plan
@@ -15,4 +15,5 @@ __all__ = [
     "pack_plan",
     "tfn_attention",
     "tfn_conv",
+    "uses_tangents",
 ]

@@ -10,75 +10,112 @@ from torch import Tensor
 WORTHWHILE_RANK = 0.6
 """Compress only if the rank is below this fraction of the active columns."""
 
+TANGENT_TOLERANCE = 2.0
+"""Error allowed in the span of the derivatives, in units of that of the activations."""
+
 
 @dataclass(frozen=True)
 class RadialBasis:
-    """How the radial activations ``g`` ``[e, H]`` of one chunk of edges are represented.
+    """How the radial activations ``g`` ``[e, H]`` of a block of edges enter the products.
 
     Attributes:
-        active: indices of the columns of ``g`` that are not zero throughout, or ``None`` for all.
-        span: ``[len(active), r]`` with orthonormal columns, ``g[:, active] ~ (g[:, active] @ span)
-        @ span.T``; ``None`` keeps the active columns as they are.
+        values: ``[e, w]``, what takes the place of ``g``; the first ``rank`` columns make the
+            messages, the others only gradients of the radial MLP.
+        rank: number of columns that make the messages.
+        active: indices of the columns of ``g`` that ``values`` holds, if it is a selection.
+        coordinates: ``[rank, H]`` with ``g ~ values[:, :rank] @ coordinates``, if it is not;
+            ``values`` is orthonormal then.
+        spans_tangents: the columns span the derivatives of ``g`` with respect to the parameters
+            of the radial MLP: for these, the gradient of ``g`` may be projected to the columns.
     """
 
+    values: Tensor
+    rank: int
     active: Tensor | None = None
-    span: Tensor | None = None
+    coordinates: Tensor | None = None
+    spans_tangents: bool = False
 
     @property
-    def exact(self) -> RadialBasis:
-        """The representation without compression, for the gradient with respect to ``g``."""
-        return RadialBasis(self.active)
-
-    def activations(self, radial: Tensor) -> Tensor:
-        """Coordinates ``[e, r]`` of activations ``[e, H]``."""
-        if self.active is not None:
-            radial = radial[:, self.active]
-        return radial if self.span is None else radial @ self.span
+    def width(self) -> int:
+        """Number of columns."""
+        return self.values.shape[1]
 
     def weights(self, matrix: Tensor, hidden: int) -> Tensor:
-        """Rows ``[r * K, C]`` of a packed weight ``[H * K, C]`` that fit :meth:`activations`."""
-        if self.active is None:
+        """Rows ``[rank * K, C]`` of a packed weight ``[H * K, C]`` that fit the first columns."""
+        if self.active is None and self.coordinates is None:
             return matrix
         rows = matrix.view(hidden, -1)
-        rows = rows[self.active] if self.span is None else self._full_span(hidden).T @ rows
+        rows = rows[self.active] if self.coordinates is None else self.coordinates @ rows
         return rows.view(-1, matrix.shape[1])
 
     def add_weight_gradient(self, total: Tensor, gradient: Tensor, hidden: int) -> None:
-        """Add the gradient ``[r * K, C]`` of :meth:`weights` to ``total`` ``[H * K, C]``."""
-        flat = total.view(hidden, -1)
-        if self.active is None:
-            total.add_(gradient)
-        elif self.span is None:
-            flat.index_add_(0, self.active, gradient.view(self.active.numel(), -1))
+        """Add the gradient ``[w * K, C]`` by columns to that of the weights, ``[H * K, C]``."""
+        if self.coordinates is not None:
+            part = gradient.view(self.width, -1)[: self.rank]
+            total.view(hidden, -1).addmm_(self.coordinates.T, part)
+        elif self.active is not None:
+            part = gradient.view(self.active.numel(), -1)
+            total.view(hidden, -1).index_add_(0, self.active, part)
         else:
-            flat.addmm_(self._full_span(hidden), gradient.view(self.span.shape[1], -1))
-
-    def _full_span(self, hidden: int) -> Tensor:
-        assert self.span is not None and self.active is not None
-        full = self.span.new_zeros(hidden, self.span.shape[1])
-        full[self.active] = self.span
-        return full
+            total.add_(gradient)
 
 
-def choose_basis(radial: Tensor, tolerance: float) -> RadialBasis:
-    """Cheapest representation of non-negative activations that is right to ``tolerance``.
+def full_basis(radial: Tensor) -> RadialBasis:
+    """The activations ``[e, H]`` as they are."""
+    return RadialBasis(radial, radial.shape[1])
 
-    A column that is zero for every edge of the chunk contributes nothing and, behind a ReLU, has no
-    gradient: leaving it out is exact. What remains is nearly a curve if the edges have one type and
-    similar lengths; its span comes from the float64 Gram matrix. Singular values below about 1e-8
-    of the largest are lost in that matrix, so float64 activations are pruned only.
 
-    Args:
-        radial: activations of one chunk, ``[e, H]``, out of a ReLU.
-        tolerance: allowed relative error (Frobenius norm).
+def pruned_basis(radial: Tensor) -> RadialBasis:
+    """The activations ``[e, H]`` without the columns that are zero throughout.
+
+    Such a column contributes nothing and, behind a ReLU, has no gradient: leaving it out is exact.
     """
     active = (radial != 0).any(0).nonzero().squeeze(-1)
-    if radial.dtype == torch.float64 or active.numel() == 0:
-        return RadialBasis(active)
-    columns = radial[:, active].double()
+    if active.numel() == 0:  # keep the shapes of the products
+        active = active.new_zeros(1)
+    return RadialBasis(radial[:, active], active.numel(), active=active)
+
+
+def compressed_basis(radial: Tensor, tangents: Tensor | None, tolerance: float) -> RadialBasis:
+    """Cheapest representation of activations out of a ReLU that is right to ``tolerance``.
+
+    Activations are nearly a curve if the edges have one type and similar lengths; an orthonormal
+    basis of their span comes from the float64 Gram matrix. Singular values below about 1e-8 of the
+    largest are lost in that matrix, so float64 activations are pruned only.
+
+    Args:
+        radial: activations ``[e, H]``.
+        tangents: columns ``[e, s]`` that span the derivatives of the activations with respect to
+            the parameters of the radial MLP, if gradients of these are wanted from the basis.
+        tolerance: allowed relative error (Frobenius norm).
+    """
+    pruned = pruned_basis(radial)
+    if radial.dtype == torch.float64 or pruned.width == 1:
+        return pruned
+    activations = pruned.values.double()
+    basis = _orthonormal_span(activations, activations.norm(), tolerance)
+    if basis.shape[1] > WORTHWHILE_RANK * pruned.width:
+        return pruned
+    coordinates = (basis.T @ radial.double()).to(radial.dtype)
+    rank = basis.shape[1]
+    if tangents is not None:
+        columns = tangents.double()
+        rest = columns - basis @ (basis.T @ columns)
+        extra = _orthonormal_span(rest, columns.norm(), TANGENT_TOLERANCE * tolerance)
+        basis = torch.cat([basis, extra], dim=1)
+        if basis.shape[1] > pruned.width:
+            return pruned
+    return RadialBasis(
+        basis.to(radial.dtype),
+        rank,
+        coordinates=coordinates,
+        spans_tangents=tangents is not None,
+    )
+
+
+def _orthonormal_span(columns: Tensor, scale: Tensor, tolerance: float) -> Tensor:
+    """Orthonormal basis ``[e, r]`` of columns up to an error of ``tolerance * scale``."""
     energies, vectors = torch.linalg.eigh(columns.T @ columns)
-    tail = energies.clamp(min=0).cumsum(0)  # ascending: energy lost when dropping the first ones
-    rank = active.numel() - int((tail <= tolerance**2 * tail[-1]).sum())
-    if rank > WORTHWHILE_RANK * active.numel():
-        return RadialBasis(active)
-    return RadialBasis(active, vectors[:, active.numel() - rank :].to(radial.dtype))
+    lost = energies.clamp(min=0).cumsum(0)  # ascending: energy lost when dropping the first ones
+    kept = lost > (tolerance * scale) ** 2
+    return (columns @ vectors[:, kept]) * energies[kept].rsqrt()

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.edge import EdgeSettings
+from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.edge_autograd import AttentionShape, edge_attention, edge_conv
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 CPU_CHUNK = 512
 """Edges per chunk on a CPU, so that the outer products stay in its cache."""
+
+CPU_BLOCK = 512
+"""Edges per block on a CPU: more share the work on the weights, but compress less well."""
 
 WORKSPACE_BYTES = 1 << 29
 """Size of the outer products of one chunk on other devices."""
@@ -36,6 +39,7 @@ def tfn_conv(
     weights: PairWeights,
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
+    tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Messages of a TFN convolution by the kernel that the options name or cost suggests.
 
@@ -48,6 +52,10 @@ def tfn_conv(
         weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
         options: how to compute.
         packed: the weights as :func:`pyg_se3.ops.packing.pack_plan` packs them, if at hand.
+        tangents: per group columns ``[E, s]`` that span the derivatives of the activations with
+            respect to the parameters of their radial MLP. Handing them over says that nothing else
+            needs a gradient through the activations; the edge kernel may then compress them in
+            the backward pass, too.
 
     Returns:
         packed messages ``[E, fiber_out.dim]``.
@@ -62,7 +70,14 @@ def tfn_conv(
     settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
     radial = [g.to(x.dtype) for g in radial]
     y = edge_conv(
-        plan, settings, x, source, radial, _wigner(plan, geometry), packed or pack_plan(plan, weights)
+        plan,
+        settings,
+        x,
+        source,
+        radial,
+        _wigner(plan, geometry),
+        packed or pack_plan(plan, weights),
+        tangents,
     )
     if geometry.undirected is not None:
         y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
@@ -81,6 +96,7 @@ def tfn_attention(
     weights: PairWeights,
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
+    tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Attention over the messages of :func:`tfn_conv`, which hold values and keys.
 
@@ -96,6 +112,7 @@ def tfn_attention(
         weights: as for :func:`tfn_conv`.
         options: how to compute.
         packed: as for :func:`tfn_conv`.
+        tangents: as for :func:`tfn_conv`.
 
     Returns:
         packed ``[N, shape.value.dim]``; zero for nodes without incoming edges.
@@ -105,7 +122,7 @@ def tfn_attention(
     """
     options = options or KernelOptions()
     if not can_fuse_attention(geometry, options):
-        messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed)
+        messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed, tangents)
         return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     _validate(plan, x, source, radial, geometry)
     settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
@@ -120,6 +137,19 @@ def tfn_attention(
         [g.to(x.dtype) for g in radial],
         _wigner(plan, geometry),
         packed or pack_plan(plan, weights),
+        tangents,
+    )
+
+
+def uses_tangents(
+    device: torch.device, geometry: EdgeGeometry, plan: TFNPlan, options: KernelOptions
+) -> bool:
+    """Whether a kernel would make use of tangents of the radial activations."""
+    return (
+        options.kernel in ("auto", "edge")
+        and torch.is_grad_enabled()
+        and geometry.distance.dtype != torch.float64
+        and _compresses(device, plan, options)
     )
 
 
@@ -143,14 +173,7 @@ def _edge_settings(
 ) -> EdgeSettings:
     device, dtype = x.device.type, geometry.distance.dtype
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    compress = options.compress
-    if compress is None:
-        compress = device == "cpu" and plan.rectified
-    elif compress and not plan.rectified:
-        raise ValueError(
-            "compress=True needs radial activations that come out of a ReLU; "
-            "this convolution's do not"
-        )
+    compress = _compresses(x.device, plan, options)
     chunk = options.chunk_size
     if chunk is None:
         if device == "cpu":
@@ -160,7 +183,19 @@ def _edge_settings(
             chunk = max(1024, WORKSPACE_BYTES // (2 * product.itemsize * plan.hidden * width))
     narrow = torch.bfloat16 if options.fast else product
     _log_choice("edge", device, str(product), chunk, compress)
-    return EdgeSettings(chunk, compress, options.tolerance, product, narrow)
+    block = max(CPU_BLOCK, chunk) if compress else chunk
+    return EdgeSettings(block, chunk, compress, options.tolerance, product, narrow)
+
+
+def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> bool:
+    if options.compress is None:
+        return device.type == "cpu" and plan.rectified
+    if options.compress and not plan.rectified:
+        raise ValueError(
+            "compress=True needs radial activations that come out of a ReLU; "
+            "this convolution's do not"
+        )
+    return options.compress
 
 
 @lru_cache(maxsize=None)

@@ -10,13 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyg_se3.fiber import Fiber
-from pyg_se3.ops.edge import Blocks, EdgeForm, EdgeNeeds, EdgeSettings, edge_form, pack_blocks
+from pyg_se3.ops.chunked_edge import (
+    BlockBackward,
+    Blocks,
+    EdgeForm,
+    EdgeNeeds,
+    EdgeSettings,
+)
+from pyg_se3.ops.edge import edge_form, pack_blocks
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
@@ -80,36 +88,57 @@ def _differentiable_backward(
     return [next(gradients) if need else None for need in needed]
 
 
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep autocast out: the settings say which products are done in less precision."""
+
+    @wraps(function)
+    def run(ctx: Any, *arguments: Any) -> Any:
+        device = next(a.device.type for a in arguments if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(ctx, *arguments)
+
+    return run
+
+
 class EdgeConv(torch.autograd.Function):
     """Messages ``[E, fiber_out.dim]`` of a convolution in the edge form."""
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
         layout: _Layout,
+        tangents: Sequence[Tensor],
         source: Tensor,
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        form = EdgeForm(plan, settings, *layout.split(tensors))
+        form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
         y = x.new_empty(source.numel(), plan.fiber_out.dim)
-        for chunk in form.new_chunks():
-            open_chunk = form.open(chunk)
-            orders = form.rotate(open_chunk, x[source[chunk.edges]])
-            blocks = form.messages(open_chunk, form.frame_messages(open_chunk, orders))
-            torch.cat([block.flatten(1) for block in blocks.values()], 1, out=y[chunk.edges])
-        ctx.plan, ctx.settings, ctx.layout, ctx.chunks = plan, settings, layout, form.chunks
+        targets = plan.fiber_out.split(y)
+        blocks = form.blocks()
+        for block in blocks:
+            weights = form.weights(block)
+            for edges, within in form.chunks(block):
+                gathered = plan.fiber_in.split(x[source[edges]])
+                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                outer = form.outer_products(block, within, local, full=False)
+                local = form.messages(block, weights, outer, x)
+                for degree, message in form.rotate_out(plan.fiber_out, local, edges).items():
+                    targets[degree][edges] = message
+        ctx.plan, ctx.settings, ctx.layout, ctx.blocks = plan, settings, layout, blocks
         ctx.save_for_backward(source, x, *tensors)
         return y
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         source, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
-        needed = ctx.needs_input_grad[4:]
+        needed = ctx.needs_input_grad[5:]
         if torch.is_grad_enabled():
 
             def convolve(x: Tensor, *tensors: Tensor) -> Tensor:
@@ -117,21 +146,24 @@ class EdgeConv(torch.autograd.Function):
                 return edge_form(plan, x[source], radial, wigner, packed, settings.product_dtype)
 
             again = _differentiable_backward(convolve, (x, *tensors), needed, dy)
-            return (None, None, None, None, *again)
+            return (None, None, None, None, None, *again)
         form = EdgeForm(plan, settings, *layout.split(tensors))
-        total = form.no_gradients(layout.needs(needed[1:]))
+        total = form.gradients(layout.needs(needed[1:]))
         dx = torch.zeros_like(x)
-        for chunk in ctx.chunks:
-            open_chunk = form.open(chunk)
-            sources = source[chunk.edges]
-            gathered = x[sources]
-            orders = form.rotate(open_chunk, gathered)
-            gradient = plan.fiber_out.split(dy[chunk.edges])
-            dx.index_add_(
-                0, sources, form.backward(open_chunk, gathered, orders, None, gradient, total)
-            )
+        dy_blocks = plan.fiber_out.split(dy)
+        for block in ctx.blocks:
+            work = BlockBackward(form, block, total)
+            for edges, within in form.chunks(block):
+                sources = source[edges]
+                gathered = plan.fiber_in.split(x[sources])
+                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                outer = form.outer_products(block, within, local, full=True)
+                gradient = {degree: part[edges] for degree, part in dy_blocks.items()}
+                part = work.chunk(edges, within, gathered, local, outer, None, gradient)
+                dx.index_add_(0, sources, pack_blocks(part))
+            work.finish()
         rest = _flatten(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, dx, *rest)
+        return (None, None, None, None, None, dx, *rest)
 
 
 @dataclass(frozen=True)
@@ -178,6 +210,24 @@ class AttentionShape:
             for degree, block in blocks.items()
         }
 
+    def message_gradient(
+        self, weights: Tensor, received: Blocks, dlogits: Tensor, queries: Blocks
+    ) -> Blocks:
+        """Gradient of messages by degree from that of the output and of the logits."""
+        gradient = {}
+        for degree, outer in received.items():
+            channels = self.value[degree]
+            whole = channels + self.key.get(degree, 0)
+            block = outer.new_empty(*outer.shape[:2], whole)
+            part = block[:, :, :channels].unflatten(2, (self.heads, -1))
+            torch.mul(outer.unflatten(2, (self.heads, -1)), weights[:, None, :, None], out=part)
+            if degree in queries:
+                part = block[:, :, channels:].unflatten(2, (self.heads, -1))
+                query = queries[degree].unflatten(2, (self.heads, -1))
+                torch.mul(query, dlogits[:, None, :, None], out=part)
+            gradient[degree] = block
+        return gradient
+
     def attend(self, messages: Tensor, fiber: Fiber, query: Tensor, target: Tensor) -> Tensor:
         """Attention over given messages, in differentiable operations.
 
@@ -205,11 +255,13 @@ class EdgeAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @_without_autocast
     def forward(
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
         layout: _Layout,
+        tangents: Sequence[Tensor],
         shape: AttentionShape,
         source: Tensor,
         target: Tensor,
@@ -217,34 +269,41 @@ class EdgeAttention(torch.autograd.Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        form = EdgeForm(plan, settings, *layout.split(tensors))
-        edges, nodes = source.numel(), query.shape[0]
-        values = x.new_empty(edges, shape.value.dim)
-        logits = x.new_empty(edges, shape.heads)
-        for chunk in form.new_chunks():
-            open_chunk = form.open(chunk)
-            orders = form.rotate(open_chunk, x[source[chunk.edges]])
-            blocks = form.messages(open_chunk, form.frame_messages(open_chunk, orders))
-            queries = shape.key.split(query[target[chunk.edges]])
-            logits[chunk.edges] = shape.dot(queries, shape.keys(blocks))
-            flat = [block.flatten(1) for block in shape.values(blocks).values()]
-            torch.cat(flat, 1, out=values[chunk.edges])
-        weights = segment_softmax(logits.mul_(shape.scale), target, nodes)
-        for block in shape.value.split(values).values():
-            block.unflatten(2, (shape.heads, -1)).mul_(weights[:, None, :, None])
+        form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
+        edges_total, nodes = source.numel(), query.shape[0]
+        values = x.new_empty(edges_total, shape.value.dim)
+        value_blocks = shape.value.split(values)
+        logits = x.new_empty(edges_total, shape.heads)
+        blocks = form.blocks()
+        for block in blocks:
+            weights = form.weights(block)
+            for edges, within in form.chunks(block):
+                gathered = plan.fiber_in.split(x[source[edges]])
+                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                outer = form.outer_products(block, within, local, full=False)
+                local = form.messages(block, weights, outer, x)
+                messages = form.rotate_out(plan.fiber_out, local, edges)
+                queries = shape.key.split(query[target[edges]])
+                logits[edges] = shape.dot(queries, shape.keys(messages))
+                for degree, value in shape.values(messages).items():
+                    value_blocks[degree][edges] = value
+        alpha = segment_softmax(logits.mul_(shape.scale), target, nodes)
+        for value in value_blocks.values():
+            value.unflatten(2, (shape.heads, -1)).mul_(alpha[:, None, :, None])
         output = segment_sum(values, target, nodes)
-        ctx.plan, ctx.settings, ctx.layout, ctx.chunks = plan, settings, layout, form.chunks
+        ctx.plan, ctx.settings, ctx.layout, ctx.blocks = plan, settings, layout, blocks
         ctx.shape = shape
-        ctx.save_for_backward(source, target, weights, output, query, x, *tensors)
+        ctx.save_for_backward(source, target, alpha, output, query, x, *tensors)
         return output
 
     @staticmethod
+    @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (do,) = gradients
-        source, target, weights, output, query, x, *tensors = ctx.saved_tensors
+        source, target, alpha, output, query, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
         shape: AttentionShape = ctx.shape
-        needed = ctx.needs_input_grad[6:]
+        needed = ctx.needs_input_grad[7:]
         if torch.is_grad_enabled():
 
             def attend(query: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
@@ -255,37 +314,35 @@ class EdgeAttention(torch.autograd.Function):
                 return shape.attend(messages, plan.fiber_out, query, target)
 
             again = _differentiable_backward(attend, (query, x, *tensors), needed, do)
-            return (None, None, None, None, None, None, *again)
+            return (None, None, None, None, None, None, None, *again)
         form = EdgeForm(plan, settings, *layout.split(tensors))
-        total = form.no_gradients(layout.needs(needed[2:]))
+        total = form.gradients(layout.needs(needed[2:]))
         dx, dquery = torch.zeros_like(x), torch.zeros_like(query)
         # Per node and head: the output times its gradient.
         mean = shape.dot(shape.value.split(output), shape.value.split(do))
-        for chunk in ctx.chunks:
-            open_chunk = form.open(chunk)
-            sources, targets = source[chunk.edges], target[chunk.edges]
-            gathered = x[sources]
-            orders = form.rotate(open_chunk, gathered)
-            local = form.frame_messages(open_chunk, orders)
-            blocks = form.messages(open_chunk, local)
-            outer = shape.value.split(do[targets])
-            alpha = weights[chunk.edges]
-            dweights = shape.dot(outer, shape.values(blocks))
-            dlogits = alpha * (dweights - mean[targets]) * shape.scale
-            dvalues = shape.weigh(alpha, outer)
-            dkeys = shape.weigh(dlogits, shape.key.split(query[targets]))
-            gradient = {
-                degree: torch.cat([dvalues[degree], dkeys[degree]], 2) if degree in dkeys else block
-                for degree, block in dvalues.items()
-            }
-            if needed[0]:
-                keys = pack_blocks(shape.weigh(dlogits, shape.keys(blocks)))
+        for block in ctx.blocks:
+            work = BlockBackward(form, block, total)
+            for edges, within in form.chunks(block):
+                sources, targets = source[edges], target[edges]
+                gathered = plan.fiber_in.split(x[sources])
+                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                outer = form.outer_products(block, within, local, full=True)
+                frame = form.messages(block, work.weights, outer, x)
+                messages = form.rotate_out(plan.fiber_out, frame, edges)
+                received = shape.value.split(do[targets])
+                weights = alpha[edges]
+                dalpha = shape.dot(received, shape.values(messages))
+                dlogits = weights * (dalpha - mean[targets]) * shape.scale
+                keys = pack_blocks(shape.weigh(dlogits, shape.keys(messages)))
                 dquery.index_add_(0, targets, keys)
-            dx.index_add_(
-                0, sources, form.backward(open_chunk, gathered, orders, local, gradient, total)
-            )
+                gradient = shape.message_gradient(
+                    weights, received, dlogits, shape.key.split(query[targets])
+                )
+                part = work.chunk(edges, within, gathered, local, outer, frame, gradient)
+                dx.index_add_(0, sources, pack_blocks(part))
+            work.finish()
         rest = _flatten(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, None, None, dquery, dx, *rest)
+        return (None, None, None, None, None, None, None, dquery, dx, *rest)
 
 
 def edge_conv(
@@ -296,11 +353,12 @@ def edge_conv(
     radial: Sequence[Tensor],
     wigner: Sequence[Tensor],
     packed: PackedWeights,
+    tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` in the edge form; see :class:`EdgeConv`."""
     layout = _Layout.of(radial, wigner, packed)
     flat = _flatten(radial, wigner, packed, layout)
-    return EdgeConv.apply(plan, settings, layout, source, x, *flat)
+    return EdgeConv.apply(plan, settings, layout, tangents, source, x, *flat)
 
 
 def edge_attention(
@@ -314,8 +372,11 @@ def edge_attention(
     radial: Sequence[Tensor],
     wigner: Sequence[Tensor],
     packed: PackedWeights,
+    tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Packed attention ``[N, value.dim]`` in the edge form; see :class:`EdgeAttention`."""
     layout = _Layout.of(radial, wigner, packed)
     flat = _flatten(radial, wigner, packed, layout)
-    return EdgeAttention.apply(plan, settings, layout, shape, source, target, query, x, *flat)
+    return EdgeAttention.apply(
+        plan, settings, layout, tangents, shape, source, target, query, x, *flat
+    )

@@ -77,5 +77,8 @@ PackedWeights = tuple[tuple[Tensor, ...], ...]
 
 
 def pack_plan(plan: TFNPlan, weights: PairWeights) -> PackedWeights:
-    """:func:`pack_weights` for every group of a plan."""
-    return tuple(tuple(pack_weights(group, weights)) for group in plan.groups)
+    """:func:`pack_weights` for every group of a plan, in the precision of the weights."""
+    device = next(iter(weights.values())).device.type
+    # Under autocast the small product here would round weights that may be kept for later calls.
+    with torch.autocast(device, enabled=False):
+        return tuple(tuple(pack_weights(group, weights)) for group in plan.groups)

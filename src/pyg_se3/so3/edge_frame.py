@@ -69,11 +69,13 @@ def wigner_d(rotations: Tensor, max_degree: int) -> list[Tensor]:
     matrices = [rotations.new_ones(edges, 1, 1)]
     if max_degree >= 1:
         matrices.append(rotations)
-    for degree in range(2, max_degree + 1):
-        previous = matrices[-1].reshape(edges, 1, -1)
-        product = (rotations.reshape(edges, 9, 1) * previous).reshape(edges, -1)
-        step = _step_up(degree, rotations.dtype, rotations.device)
-        matrices.append((product @ step).view(edges, 2 * degree + 1, 2 * degree + 1))
+    with torch.autocast(rotations.device.type, enabled=False):  # geometry keeps its precision
+        for degree in range(2, max_degree + 1):
+            size = (2 * degree - 1) ** 2
+            previous = matrices[-1].reshape(edges, 1, size)
+            product = (rotations.reshape(edges, 9, 1) * previous).reshape(edges, 9 * size)
+            step = _step_up(degree, rotations.dtype, rotations.device)
+            matrices.append((product @ step).view(edges, 2 * degree + 1, 2 * degree + 1))
     return matrices
 
 

@@ -1,0 +1,1 @@
+"""Yardsticks and measurements: honest baselines, and what times them."""

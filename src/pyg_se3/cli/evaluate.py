@@ -1,0 +1,102 @@
+"""``pyg-se3 evaluate``: redo the test of a run from its checkpoint alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from pyg_se3.cli.config import ConfigError, EvaluateConfig, check_overrides, config_dir, validate
+from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning, tell_results
+from pyg_se3.data import QM9DataModule
+from pyg_se3.training import SE3Module, load_model
+from pyg_se3.training.callbacks import ProgressBar, RunReport
+
+FILES = {
+    "summary.md": "this table (summary.json: the same for programs)",
+    "parity.png": "predicted against true values",
+    "test_predictions.csv": "every prediction",
+}
+
+
+def main() -> None:
+    """Read the command line and test."""
+    try:
+        check_overrides("evaluate", sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    quieten_lightning()
+    _hydra_main()
+
+
+@hydra.main(config_path=str(config_dir()), config_name="evaluate", version_base="1.3")
+def _hydra_main(config: DictConfig) -> None:
+    guarded(evaluate, config)
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Test the model of a checkpoint on the test set it was made for.
+
+    Args:
+        config: Composed from ``conf/evaluate.yaml``; see :class:`EvaluateConfig`.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ConfigError: If the configuration has unknown keys or values of a wrong type.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it is no checkpoint, was made on other data, or its data set is not known.
+    """
+    validate(config, EvaluateConfig)
+    net, checkpoint = load_model(config.ckpt_path, instantiate(config.kernel))
+    record, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    data = build_data(config, record)
+    data.prepare_data()
+    data.setup("test")
+    _check_split(record, data)
+    module = SE3Module(
+        net,
+        targets=record["targets"],
+        units=record["units"],
+        target_mean=weights["target_mean"],
+        target_std=weights["target_std"],
+    )
+    trainer = build_trainer(config)
+    report = RunReport()
+    trainer.callbacks += [report, ProgressBar()]  # type: ignore[attr-defined]
+    trainer.test(module, datamodule=data, verbose=False)
+    tell_results(Path(config.paths.run), report.table, FILES)
+    return report.summary
+
+
+def build_data(config: DictConfig, record: dict[str, Any]) -> pl.LightningDataModule:
+    """The data module of a checkpoint, with what the configuration changes."""
+    data = record["data"]
+    if data is None or data["class"] != QM9DataModule.__name__:
+        name = "no data module" if data is None else data["class"]
+        raise ValueError(
+            f"{config.ckpt_path} was made with {name}, evaluate knows {QM9DataModule.__name__}; "
+            "load the model with pyg_se3.training.load_model and test it on your own loader"
+        )
+    changes = {key: value for key, value in config.data.items() if value is not None}
+    return QM9DataModule(**(data["config"] | changes))
+
+
+def _check_split(record: dict[str, Any], data: Any) -> None:
+    """The test must be on the molecules it was meant for: none of them trained on."""
+    expected, found = record["data"]["description"]["split"], data.describe()["split"]
+    if expected != found:
+        raise ValueError(
+            f"the data is split differently (fingerprint {found}) from how the checkpoint's was "
+            f"({expected}); its test set may hold molecules it was trained on"
+        )
+
+
+if __name__ == "__main__":
+    main()

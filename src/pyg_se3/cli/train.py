@@ -1,0 +1,154 @@
+"""``pyg-se3 train`` and ``train.py``: one run from a Hydra configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+import hydra
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from pyg_se3.cli.config import (
+    FROM_DATA,
+    ConfigError,
+    TrainConfig,
+    check_overrides,
+    config_dir,
+    validate,
+)
+from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning, save_config, tell_results
+from pyg_se3.data import QM9DataModule
+from pyg_se3.training import SE3Module, read_checkpoint
+from pyg_se3.training.callbacks import BestCheckpoint, RunReport
+from pyg_se3.training.loggers import MetricsFile
+
+C = TypeVar("C", bound=pl.Callback)
+
+FILES = {
+    "summary.md": "this table (summary.json: the same for programs)",
+    "checkpoints/best.ckpt": "best weights on the validation set",
+    "checkpoints/last.ckpt": "to resume from: ckpt_path=...",
+    "metrics.csv": "losses, errors, learning rate, speed by step",
+    "learning_curve.png": "the same as a picture",
+    "parity.png": "predicted against true values of the test set",
+    "test_predictions.csv": "every prediction of the test set",
+    "config.yaml": "the whole configuration",
+    "tensorboard": "for `tensorboard --logdir`",
+}
+
+
+def main() -> None:
+    """Read the command line and train."""
+    try:
+        check_overrides("train", sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    quieten_lightning()
+    _hydra_main()
+
+
+@hydra.main(config_path=str(config_dir()), config_name="train", version_base="1.3")
+def _hydra_main(config: DictConfig) -> float | None:
+    return guarded(train, config)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train, test and report.
+
+    Args:
+        config: Composed from ``conf/train.yaml``; see :class:`TrainConfig`.
+
+    Returns:
+        The best validation error, for sweeps; None where there was no validation.
+
+    Raises:
+        ConfigError: If the configuration has unknown keys or values of a wrong type.
+        ValueError: If its parts do not fit together.
+    """
+    validate(config, TrainConfig)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    resumed = None if config.ckpt_path is None else read_checkpoint(config.ckpt_path)
+    data: QM9DataModule = instantiate(config.data, _convert_="all")
+    # Once for its errors, before the data is made: that may take a minute.
+    build_net(config, {0: 6}, {}, data.num_targets)
+    data.prepare_data()
+    data.setup("fit")
+    net = build_net(config, data.fiber_in, data.fiber_edge, data.num_targets)
+    module = SE3Module(
+        net,
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        kernel=instantiate(config.kernel),
+    )
+    trainer = build_trainer(config)
+    save_config(config)
+    if resumed is not None:
+        _continue_metrics(trainer, config.ckpt_path, resumed["global_step"])
+    _tell_start(config, data, net)
+    trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = _callback(trainer, BestCheckpoint)
+    score = None
+    if best is not None and best.best_model_score is not None:
+        score = float(best.best_model_score)
+    if config.test:
+        path = None
+        if config.test_weights == "best" and best is not None and best.best_model_path:
+            path = best.best_model_path
+        # After training the module holds the last weights, averaged where averaging is on.
+        trainer.test(module, datamodule=data, ckpt_path=path, verbose=False)
+    report = _callback(trainer, RunReport)
+    tell_results(Path(config.paths.run), report.table if report else None, FILES)
+    return score
+
+
+def build_net(
+    config: DictConfig, fiber_in: dict[int, int], fiber_edge: dict[int, int], num_targets: int
+) -> nn.Module:
+    """The model of a configuration; what it leaves null is taken from the data.
+
+    Args:
+        config: See :func:`train`.
+        fiber_in: Degrees and channels of the data's node features.
+        fiber_edge: The same of its edge features.
+        num_targets: Number of targets.
+    """
+    known = dict(zip(FROM_DATA, (fiber_in, fiber_edge, {0: num_targets}, num_targets), strict=True))
+    given = {k: v for k, v in known.items() if k in config.model and config.model[k] is None}
+    # A new seed for every call, so that building twice draws the same weights.
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    return instantiate(config.model, **given, _convert_="all")
+
+
+def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
+
+
+def _continue_metrics(trainer: pl.Trainer, ckpt_path: str, step: int) -> None:
+    earlier = Path(ckpt_path).resolve().parent.parent / "metrics.csv"
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.continue_from(earlier, step)
+
+
+@pl.utilities.rank_zero_only
+def _tell_start(config: DictConfig, data: QM9DataModule, net: nn.Module) -> None:
+    targets = ", ".join(
+        f"{name} ({unit})" for name, unit in zip(data.target_names, data.target_units, strict=True)
+    )
+    parameters = sum(p.numel() for p in net.parameters())
+    print(
+        f"{config.name}: {targets}; {data.num_train:,} training, {data.num_val:,} validation and "
+        f"{data.num_test:,} test molecules; {type(net).__name__}, {parameters:,} parameters\n"
+        f"Results go to {config.paths.run}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Helpers that users of NVIDIA's code import."""

@@ -1,0 +1,467 @@
+"""The edge form chunk by chunk, forward and backward, without a graph.
+
+Two levels: a *block* of edges shares one basis of radial activations and the weights that go with
+it; within a block, *chunks* small enough that their outer products stay in the cache.
+
+Components of a rotated block of degree l are -m .. m around the centre, so a stride of 2m picks
+the pair (-m, +m). In the products, rows are that pair and columns the two parts (A, B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pyg_se3.fiber import Fiber
+from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
+from pyg_se3.ops.frame_rotation import channel_slices
+from pyg_se3.ops.plan import RadialGroup, TFNPlan
+
+Blocks = dict[int, Tensor]
+"""Features of a chunk of edges by degree, ``{l: [e, 2l+1, C_l]}``."""
+
+Local = dict[int, Tensor]
+"""The same in the edge frame, without components that do not couple:
+``{l: [e, 2 min(l, max_order) + 1, C_l]}``."""
+
+
+@dataclass(frozen=True)
+class EdgeSettings:
+    """Execution settings of the edge form, all decided.
+
+    Attributes:
+        block_size: edges that share a basis of radial activations.
+        chunk_size: edges per product.
+        compress: whether to prune and compress the radial activations.
+        tolerance: of the compression.
+        product_dtype: type of the large matrix products; sums and the rest stay in the type of x.
+        activation_grad_dtype: type of the product for the gradient of the radial activations.
+    """
+
+    block_size: int
+    chunk_size: int
+    compress: bool
+    tolerance: float
+    product_dtype: torch.dtype
+    activation_grad_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class EdgeNeeds:
+    """Which gradients a backward pass must produce besides that of the features."""
+
+    radial: bool
+    wigner: bool
+    packed: bool
+
+
+@dataclass
+class EdgeGradients:
+    """Accumulators of a backward pass; ``None`` where no gradient is wanted."""
+
+    radial: list[Tensor] | None
+    wigner: list[Tensor] | None
+    packed: list[list[Tensor]] | None
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """Where a group works at one ``|m|``: degrees with their channels among rows and columns."""
+
+    order: int
+    rows: tuple[tuple[int, slice], ...]
+    columns: tuple[tuple[int, slice], ...]
+    num_rows: int
+    num_columns: int
+
+
+def _factor(plan: TFNPlan, group: RadialGroup, order: int) -> _Factor:
+    def ranges(fiber: Fiber, degrees: tuple[int, ...]) -> tuple[tuple[int, slice], ...]:
+        start, found = 0, []
+        for degree in degrees:
+            if degree >= order:
+                found.append((degree, slice(start, start + fiber[degree])))
+                start += fiber[degree]
+        return tuple(found)
+
+    rows = ranges(plan.fiber_in, group.degrees_in)
+    columns = ranges(plan.fiber_out, group.degrees_out)
+    return _Factor(order, rows, columns, rows[-1][1].stop, columns[-1][1].stop)
+
+
+@dataclass
+class Block:
+    """A range of edges with the bases of their radial activations, one per group."""
+
+    edges: slice
+    bases: tuple[RadialBasis, ...]
+
+
+@dataclass
+class EdgeForm:
+    """A convolution in the edge form on given activations, geometry and weights.
+
+    Args:
+        plan: the convolution.
+        settings: how to compute.
+        radial: per group ``[E, H]``.
+        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        packed: per group and ``|m|`` the packed weights.
+        tangents: per group ``[E, s]``, see :func:`compressed_basis`; empty if there are none.
+    """
+
+    plan: TFNPlan
+    settings: EdgeSettings
+    radial: Sequence[Tensor]
+    wigner: Sequence[Tensor]
+    packed: Sequence[Sequence[Tensor]]
+    tangents: Sequence[Tensor] = ()
+    factors: list[list[_Factor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.factors = [
+            [_factor(self.plan, group, m) for m in range(group.max_order + 1)]
+            for group in self.plan.groups
+        ]
+
+    def blocks(self) -> list[Block]:
+        """All edges in blocks, with the bases for their activations."""
+        total, size = self.radial[0].shape[0], self.settings.block_size
+        tangents = self.tangents or [None] * len(self.radial)
+        blocks = []
+        for start in range(0, total, size):
+            edges = slice(start, min(start + size, total))
+            if self.settings.compress:
+                bases = tuple(
+                    compressed_basis(
+                        g[edges], None if t is None else t[edges], self.settings.tolerance
+                    )
+                    for g, t in zip(self.radial, tangents, strict=True)
+                )
+            else:
+                bases = tuple(full_basis(g[edges]) for g in self.radial)
+            blocks.append(Block(edges, bases))
+        return blocks
+
+    def weights(self, block: Block) -> list[list[Tensor]]:
+        """Packed weights that fit the bases of a block."""
+        hidden, dtype = self.plan.hidden, self.settings.product_dtype
+        return [
+            [basis.weights(matrix, hidden).to(dtype) for matrix in matrices]
+            for basis, matrices in zip(block.bases, self.packed, strict=True)
+        ]
+
+    def chunks(self, block: Block) -> Iterator[tuple[slice, slice]]:
+        """Chunks of a block: which edges, and where they are within the block."""
+        first, stop, size = block.edges.start, block.edges.stop, self.settings.chunk_size
+        for start in range(first, stop, size):
+            end = min(start + size, stop)
+            yield slice(start, end), slice(start - first, end - first)
+
+    def rotate_in(self, fiber: Fiber, features: Blocks, edges: slice) -> Local:
+        """Features by degree into the edge frame."""
+        limit, local = self.plan.max_order, {}
+        for degree in fiber:
+            local[degree] = features[degree]
+            if degree:
+                matrix = self.wigner[degree][edges]
+                if degree > limit:
+                    matrix = matrix[:, :, degree - limit : degree + limit + 1]
+                local[degree] = torch.bmm(matrix.transpose(1, 2), features[degree])
+        return local
+
+    def rotate_out(self, fiber: Fiber, local: Local, edges: slice) -> Blocks:
+        """Features by degree out of the edge frame."""
+        limit, features = self.plan.max_order, {}
+        for degree in fiber:
+            features[degree] = local[degree]
+            if degree:
+                matrix = self.wigner[degree][edges]
+                if degree > limit:
+                    matrix = matrix[:, :, degree - limit : degree + limit + 1]
+                features[degree] = torch.bmm(matrix, local[degree])
+        return features
+
+    def outer_products(self, block: Block, within: slice, local: Local, full: bool) -> list:
+        """``values x x'`` per group and ``|m|``, ``[e * c, w * K]``; rank instead of w if not full."""
+        products = []
+        for basis, factors in zip(block.bases, self.factors, strict=True):
+            width = basis.width if full else basis.rank
+            values = basis.values[within, :width].to(self.settings.product_dtype)
+            products.append([self._outer(values, local, factor) for factor in factors])
+        return products
+
+    def _outer(self, values: Tensor, local: Local, factor: _Factor) -> Tensor:
+        m, (edges, width) = factor.order, values.shape
+        components = 2 if m else 1
+        outer = values.new_empty(edges, components, width, factor.num_rows)
+        scale = values[:, None, :, None]
+        for degree, channels in factor.rows:
+            x = self._pair(local[degree], m)[:, :, None, :]
+            if x.dtype != outer.dtype:
+                x = x.to(outer.dtype)
+            torch.mul(x, scale, out=outer[..., channels])
+        return outer.view(edges * components, width * factor.num_rows)
+
+    def messages(
+        self, block: Block, weights: list[list[Tensor]], outer: list[list[Tensor]], like: Tensor
+    ) -> Local:
+        """Messages of a chunk in the edge frame from its outer products."""
+        plan = self.plan
+        edges = outer[0][0].shape[0]
+        local: Local = {
+            degree: like.new_empty(edges, 2 * min(degree, plan.max_order) + 1, channels)
+            for degree, channels in plan.fiber_out.items()
+        }
+        written: set[tuple[int, int]] = set()
+        for index, factors in enumerate(self.factors):
+            rank = block.bases[index].rank
+            for factor, matrix, rows in zip(factors, weights[index], outer[index], strict=True):
+                m = factor.order
+                product = rows[:, : rank * factor.num_rows] @ matrix
+                if product.dtype != like.dtype:
+                    product = product.to(like.dtype)
+                if m == 0:
+                    part = product.view(edges, 1, -1)
+                else:
+                    pair = product.view(edges, 2, 2, -1)
+                    part = product.new_empty(edges, 2, factor.num_columns)
+                    torch.sub(pair[:, 0, 0], pair[:, 1, 1], out=part[:, 0])
+                    torch.add(pair[:, 1, 0], pair[:, 0, 1], out=part[:, 1])
+                for degree, channels in factor.columns:
+                    target = self._pair(local[degree], m)
+                    if (degree, m) in written:
+                        target += part[:, :, channels]
+                    else:
+                        target.copy_(part[:, :, channels])
+                        written.add((degree, m))
+        return local
+
+    def _pair(self, local: Tensor, order: int) -> Tensor:
+        """Components -m and +m (or 0) of a feature in the edge frame, a view ``[e, c, C]``."""
+        centre = local.shape[1] // 2
+        return local[:, centre - order : centre + order + 1 : 2 * order or 1]
+
+    def gradients(self, needed: EdgeNeeds) -> EdgeGradients:
+        """Accumulators at zero for the gradients that are needed."""
+        return EdgeGradients(
+            [torch.zeros_like(g) for g in self.radial] if needed.radial else None,
+            [torch.zeros_like(d) for d in self.wigner] if needed.wigner else None,
+            [[torch.zeros_like(w) for w in ws] for ws in self.packed] if needed.packed else None,
+        )
+
+
+class BlockBackward:
+    """Backward pass of one block: chunk by chunk, then what they have in common.
+
+    Args:
+        form: the convolution.
+        block: the edges.
+        total: accumulators for the gradients.
+    """
+
+    def __init__(self, form: EdgeForm, block: Block, total: EdgeGradients) -> None:
+        self.form, self.block, self.total = form, block, total
+        self.weights = form.weights(block)
+        self._products: list[list[Tensor | None]] = [[None] * len(f) for f in form.factors]
+        hidden, narrow = form.plan.hidden, form.settings.activation_grad_dtype
+        # The gradient of the activations is a by-product where the basis spans their derivatives;
+        # elsewhere it takes a product of its own with all active columns.
+        self._exact: list[RadialBasis | None] = []
+        self._exact_weights: list[list[Tensor]] = []
+        for index, basis in enumerate(block.bases):
+            exact = None
+            if total.radial is not None and not basis.spans_tangents:
+                exact = basis
+                if basis.coordinates is not None:
+                    exact = pruned_basis(form.radial[index][block.edges])
+            self._exact.append(exact)
+            self._exact_weights.append(
+                []
+                if exact is None or (exact is basis and narrow == form.settings.product_dtype)
+                else [exact.weights(w, hidden).to(narrow) for w in form.packed[index]]
+            )
+
+    def chunk(
+        self,
+        edges: slice,
+        within: slice,
+        gathered: Blocks,
+        local: Local,
+        outer: list[list[Tensor]],
+        messages: Local | None,
+        gradient: Blocks,
+    ) -> Blocks:
+        """Gradient of a chunk's source features by degree; keeps the others for :meth:`finish`.
+
+        Args:
+            edges: which edges.
+            within: where they are within the block.
+            gathered: features of their sources by degree.
+            local: the same in the edge frame.
+            outer: outer products with all columns of the bases.
+            messages: in the edge frame, if at hand; needed for the gradient of the geometry only.
+            gradient: of the messages, by degree.
+        """
+        form = self.form
+        plan = form.plan
+        dy = form.rotate_in(plan.fiber_out, gradient, edges)
+        dx = {degree: torch.empty_like(x) for degree, x in local.items()}
+        written: set[tuple[int, int]] = set()
+        for index, factors in enumerate(form.factors):
+            for factor in factors:
+                rows = self._message_gradient(dy, factor)
+                if self.total.packed is not None or self.block.bases[index].spans_tangents:
+                    self._add_product(index, factor.order, outer[index][factor.order], rows)
+                self._feature_gradient(index, factor, within, rows, dx, written)
+                self._activation_gradient(index, factor, edges, within, rows, local)
+        if self.total.wigner is not None:
+            if messages is None:
+                first = next(iter(local.values()))
+                messages = form.messages(self.block, self.weights, outer, first)
+            self._wigner_gradient(edges, gradient, messages)
+            self._wigner_gradient(edges, gathered, dx)
+        return form.rotate_out(plan.fiber_in, dx, edges)
+
+    def _message_gradient(self, dy: Local, factor: _Factor) -> Tensor:
+        """Gradient of the products with ``[A | B]``: ``[e * c, C or 2 C]``."""
+        form, m = self.form, factor.order
+        like = next(iter(dy.values()))
+        edges, dtype = like.shape[0], form.settings.product_dtype
+        if m == 0:
+            rows = like.new_empty(edges, factor.num_columns, dtype=dtype)
+            for degree, channels in factor.columns:
+                rows[:, channels] = dy[degree][:, dy[degree].shape[1] // 2]
+            return rows
+        rows = like.new_empty(edges, 2, 2, factor.num_columns, dtype=dtype)
+        for degree, channels in factor.columns:
+            pair = form._pair(dy[degree], m)
+            rows[:, :, 0, channels] = pair
+            rows[:, 0, 1, channels] = pair[:, 1]
+            if dtype == like.dtype:
+                torch.neg(pair[:, 0], out=rows[:, 1, 1, channels])
+            else:
+                rows[:, 1, 1, channels] = -pair[:, 0]
+        return rows.view(2 * edges, 2 * factor.num_columns)
+
+    def _add_product(self, index: int, order: int, outer: Tensor, rows: Tensor) -> None:
+        previous = self._products[index][order]
+        dtype = self.total.packed[index][order].dtype if self.total.packed else rows.dtype
+        if previous is None:
+            self._products[index][order] = (outer.T @ rows).to(dtype)
+        elif previous.dtype == rows.dtype:
+            previous.addmm_(outer.T, rows)
+        else:
+            previous += outer.T @ rows
+
+    def _feature_gradient(
+        self,
+        index: int,
+        factor: _Factor,
+        within: slice,
+        rows: Tensor,
+        dx: Local,
+        written: set[tuple[int, int]],
+    ) -> None:
+        basis, m = self.block.bases[index], factor.order
+        components = 2 if m else 1
+        values = basis.values[within, : basis.rank]
+        back = (rows @ self.weights[index][m].T).view(
+            values.shape[0], components, basis.rank, factor.num_rows
+        )
+        part = _contract_values(back, values)
+        for degree, channels in factor.rows:
+            target = self.form._pair(dx[degree], m)
+            if (degree, m) in written:
+                target += part[:, :, channels]
+            else:
+                target.copy_(part[:, :, channels])
+                written.add((degree, m))
+
+    def _activation_gradient(
+        self, index: int, factor: _Factor, edges: slice, within: slice, rows: Tensor, local: Local
+    ) -> None:
+        exact = self._exact[index]
+        if exact is None:
+            return
+        assert self.total.radial is not None
+        m = factor.order
+        components = 2 if m else 1
+        matrix = (self._exact_weights[index] or self.weights[index])[m]
+        back = (rows.to(matrix.dtype) @ matrix.T).view(
+            -1, components, exact.width, factor.num_rows
+        )
+        x = torch.cat([self.form._pair(local[degree], m) for degree, _ in factor.rows], dim=2)
+        part = _contract_channels(back, x)
+        target = self.total.radial[index][edges]
+        if exact.active is None:
+            target += part
+        else:
+            target.index_add_(1, exact.active, part)
+
+    def _wigner_gradient(self, edges: slice, outside: Blocks, local: Local) -> None:
+        """Add ``outside local^T``: gradient of D where ``outside = D local`` or its transpose."""
+        assert self.total.wigner is not None
+        for degree, block in outside.items():
+            if degree == 0:
+                continue
+            centre = local[degree].shape[1] // 2
+            columns = slice(degree - centre, degree + centre + 1)
+            product = torch.bmm(block, local[degree].transpose(1, 2))
+            self.total.wigner[degree][edges, :, columns] += product
+
+    def finish(self) -> None:
+        """Add what the chunks of the block have in common to the gradients."""
+        form, total, hidden = self.form, self.total, self.form.plan.hidden
+        for index, basis in enumerate(self.block.bases):
+            spanned = None
+            for m, product in enumerate(self._products[index]):
+                if product is None:
+                    continue
+                if total.packed is not None:
+                    basis.add_weight_gradient(total.packed[index][m], product, hidden)
+                if total.radial is not None and basis.spans_tangents:
+                    flat = form.packed[index][m].view(hidden, -1)
+                    part = product.view(basis.width, -1) @ flat.T
+                    spanned = part if spanned is None else spanned + part
+            if spanned is not None:
+                assert total.radial is not None
+                torch.mm(basis.values, spanned, out=total.radial[index][self.block.edges])
+
+
+def _contract_values(back: Tensor, values: Tensor) -> Tensor:
+    """``sum_r a_er back_ecrK``: ``[e, c, K]`` from ``[e, c, r, K]`` and ``[e, r]``."""
+    edges, components, rank, _ = back.shape
+    if rank == 0:
+        return values.new_zeros(edges, components, back.shape[3])
+    if rank <= 12 and back.device.type == "cpu":
+        # a few multiply-adds beat many tiny matrix products
+        total = back[:, :, 0] * values[:, :1, None]
+        for r in range(1, rank):
+            total.addcmul_(back[:, :, r], values[:, r : r + 1, None])
+        return total
+    rows = values.to(back.dtype)[:, None, None, :].expand(edges, components, 1, rank)
+    flat = torch.bmm(rows.reshape(-1, 1, rank), back.flatten(0, 1))
+    return flat.view(edges, components, -1).to(values.dtype)
+
+
+def _contract_channels(back: Tensor, x: Tensor) -> Tensor:
+    """``sum_cK back_ecrK x_ecK``: ``[e, r]`` from ``[e, c, r, K]`` and ``[e, c, K]``."""
+    edges, components, rank, _ = back.shape
+    flat = torch.bmm(back.flatten(0, 1), x.to(back.dtype).reshape(edges * components, -1, 1))
+    return flat.view(edges, components, rank).sum(1).to(x.dtype)
+
+
+__all__ = [
+    "Block",
+    "BlockBackward",
+    "Blocks",
+    "EdgeForm",
+    "EdgeGradients",
+    "EdgeNeeds",
+    "EdgeSettings",
+    "channel_slices",
+]

@@ -1,0 +1,85 @@
+"""The checkpoint to resume from."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+
+class LastCheckpoint(Checkpoint):
+    """Keep ``last.ckpt`` up to date: every so many steps, after every epoch, and at the end.
+
+    Inside an epoch it is written at the first step that is due and not followed by validation.
+    Resuming from it gives the same weights as never having stopped. It holds one file, replaced
+    atomically. At the end of an epoch it is written after validation.
+
+    Args:
+        dirpath: Folder; ``checkpoints`` in the trainer's root folder if None.
+        every_n_steps: Optimizer steps between two checkpoints inside an epoch; None for none.
+        min_seconds: Least time between two checkpoints inside an epoch, so that a fast run does
+            not spend itself on writing.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        every_n_steps: int | None = 200,
+        min_seconds: float = 0.0,
+    ) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        if min_seconds < 0:
+            raise ValueError(f"min_seconds must not be negative, got {min_seconds}")
+        self.dirpath, self.every_n_steps, self.min_seconds = dirpath, every_n_steps, min_seconds
+        self.path: Path | None = None
+        self._last_step, self._last_time, self._due = -1, 0.0, False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Decide on the path."""
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        self.path = folder / "last.ckpt"
+        self._last_time = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save inside an epoch; its end waits for validation."""
+        step = trainer.global_step
+        if self.every_n_steps is None or step == self._last_step or trainer.is_last_batch:
+            return
+        self._due |= step % self.every_n_steps == 0
+        # A run resumed from between a step and its validation would skip that validation.
+        interval = trainer.val_check_batch
+        validation_follows = interval is not None and (batch_idx + 1) % interval == 0
+        late = time.monotonic() - self._last_time >= self.min_seconds
+        if self._due and late and not validation_follows:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after every epoch."""
+        # Under max_steps Lightning resumes from the end of an epoch as if one more had passed;
+        # the step after it is as good.
+        ended = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if trainer.max_steps == -1 or ended:
+            self._save(trainer)
+        else:
+            self._due = True
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        assert self.path is not None
+        for logger in trainer.loggers:
+            logger.save()
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._last_step, self._last_time, self._due = trainer.global_step, time.monotonic(), False

@@ -1,0 +1,3 @@
+from pyg_se3.cli.train import main
+
+main()
