@@ -27,7 +27,7 @@ class EquivariantModel(nn.Module):
         """Compute all convolutions as ``options`` says from now on."""
         for module in self.modules():
             if hasattr(module, "kernel_options"):
-                module.kernel_options = options
+                setattr(module, "kernel_options", options)  # noqa: B010
 
     @property
     def num_parameters(self) -> int:

@@ -211,7 +211,8 @@ class SE3Transformer(EquivariantModel):
         for block, norm in zip(self.blocks, self.norms, strict=True):
 
             def layer(x: Tensor, block: nn.Module = block, norm: nn.Module = norm) -> Tensor:
-                return norm(block(x, graph.edge_index, edge_attr=graph.edge_attr, geometry=geometry))
+                edges, attr = graph.edge_index, graph.edge_attr
+                return norm(block(x, edges, edge_attr=attr, geometry=geometry))
 
             x = checkpoint(layer, x, use_reentrant=False) if low_memory else layer(x)
         return self.last(x, graph.edge_index, edge_attr=graph.edge_attr, geometry=geometry)
@@ -281,8 +282,17 @@ class SE3TransformerPooled(EquivariantModel):
         )
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, output_dim))
         inner = self.transformer.config
-        shared = ("num_layers", "num_heads", "channels_div", "norm", "radial_layer_norm")
-        shared += ("radial_sharing", "radial_hidden", "pooling", "detach_geometry")
+        shared = [
+            "num_layers",
+            "num_heads",
+            "channels_div",
+            "norm",
+            "radial_layer_norm",
+            "radial_sharing",
+            "radial_hidden",
+            "pooling",
+            "detach_geometry",
+        ]
         self.config = {
             "fiber_in": inner["fiber_in"],
             "num_degrees": num_degrees,
@@ -301,7 +311,7 @@ class SE3TransformerPooled(EquivariantModel):
         """Draw all weights anew."""
         self.transformer.reset_parameters()
         for layer in self.mlp:
-            if hasattr(layer, "reset_parameters"):
+            if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
 
     def forward(
@@ -322,9 +332,7 @@ class SE3TransformerPooled(EquivariantModel):
         return self.mlp(pooled.squeeze(-1))
 
 
-def _per_layer(
-    sharing: RadialSharing | Sequence[RadialSharing], count: int
-) -> list[RadialSharing]:
+def _per_layer(sharing: RadialSharing | Sequence[RadialSharing], count: int) -> list[RadialSharing]:
     if isinstance(sharing, str):
         return [sharing] * count  # type: ignore[list-item]
     if len(sharing) != count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
 from pyg_se3.fiber import Fiber
@@ -127,10 +128,14 @@ class TFN(EquivariantModel):
             geometry = geometry.detach_directions()
         features = graph.x.to(geometry.distance.dtype)
         norms = [*self.norms, nn.Identity()]
+        low = self.kernel_options.memory == "low" and self.training
         for conv, norm in zip(self.convs, norms, strict=True):
-            features = norm(
-                conv(features, graph.edge_index, edge_attr=graph.edge_attr, geometry=geometry)
-            )
+
+            def layer(x: Tensor, conv: nn.Module = conv, norm: nn.Module = norm) -> Tensor:
+                edges, attr = graph.edge_index, graph.edge_attr
+                return norm(conv(x, edges, edge_attr=attr, geometry=geometry))
+
+            features = checkpoint(layer, features, use_reentrant=False) if low else layer(features)
         if self.pooling is not None:
             features = self.pooling(features, graph.batch, graph.num_graphs)
         return self.fiber_out.unpack(features)

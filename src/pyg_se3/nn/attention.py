@@ -24,7 +24,8 @@ class SE3Attention(MessagePassing):
     queries from a linear map of the receiver's:
 
     .. math::
-        o_i = \sum_{j \to i} \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_{ij}}{\sqrt{d}}\right) v_{ij},
+        o_i = \sum_{j \to i}
+            \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_{ij}}{\sqrt{d}}\right) v_{ij},
         \qquad y_i = W\,[\,o_i, x_i\,]
 
     Values have ``C // channels_div`` channels of every output degree, keys and queries those of

@@ -14,7 +14,7 @@ SMALLEST_NORM = 2**-24
 
 
 class EquivariantNorm(nn.Module):
-    r"""Normalise the norms of all channels: :math:`x^l \to x^l\, \sigma(\mathrm{LN}(|x|))^l / |x^l|`.
+    r"""Normalise norms: :math:`x^l \to x^l\, \mathrm{ReLU}(\mathrm{LN}(|x|))^l / |x^l|`.
 
     Fuchs et al. 2020, section 4.3 and appendix. Each degree is normalised over its channels: one
     group norm if every degree has the same number of channels, else one layer norm per degree.

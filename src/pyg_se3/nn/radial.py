@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from pyg_se3.ops import TFNPlan, pack_plan
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
-
+from pyg_se3.so3.constants import cached_constant
 
 SKETCH_DIRECTIONS = 4
 """Random directions in parameter space whose derivatives are sketched."""
@@ -71,7 +70,7 @@ class RadialProfile(nn.Sequential):
     def reset_parameters(self) -> None:
         """Initialise as PyTorch does by default."""
         for layer in self:
-            if hasattr(layer, "reset_parameters"):
+            if isinstance(layer, nn.Linear | nn.LayerNorm):
                 layer.reset_parameters()
 
 
@@ -138,7 +137,8 @@ class RadialWeights(nn.Module):
             return pack_plan(self.plan, self.by_pair())
         state = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in parameters)
         if self._packed is None or self._packed[0] != state:
-            self._packed = (state, pack_plan(self.plan, self.by_pair()))
+            with torch.inference_mode(False), torch.no_grad():
+                self._packed = (state, pack_plan(self.plan, self.by_pair()))
         return self._packed[1]
 
     def train(self, mode: bool = True) -> RadialWeights:
@@ -157,7 +157,7 @@ class RadialWeights(nn.Module):
         )
 
 
-@lru_cache(maxsize=None)
+@cached_constant
 def _directions(rows: int, columns: int, seed: int) -> Tensor:
     """Fixed normal numbers ``[rows, columns]``, the same in every run."""
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

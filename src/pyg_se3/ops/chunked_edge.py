@@ -130,7 +130,7 @@ class EdgeForm:
     def blocks(self) -> list[Block]:
         """All edges in blocks, with the bases for their activations."""
         total, size = self.radial[0].shape[0], self.settings.block_size
-        tangents = self.tangents or [None] * len(self.radial)
+        tangents: Sequence[Tensor | None] = self.tangents or [None] * len(self.radial)
         blocks = []
         for start in range(0, total, size):
             edges = slice(start, min(start + size, total))
@@ -186,7 +186,7 @@ class EdgeForm:
         return features
 
     def outer_products(self, block: Block, within: slice, local: Local, full: bool) -> list:
-        """``values x x'`` per group and ``|m|``, ``[e * c, w * K]``; rank instead of w if not full."""
+        """``values x x'`` per group and ``|m|``, ``[e * c, w * K]``; w = rank if not full."""
         products = []
         for basis, factors in zip(block.bases, self.factors, strict=True):
             width = basis.width if full else basis.rank
@@ -391,9 +391,7 @@ class BlockBackward:
         m = factor.order
         components = 2 if m else 1
         matrix = (self._exact_weights[index] or self.weights[index])[m]
-        back = (rows.to(matrix.dtype) @ matrix.T).view(
-            -1, components, exact.width, factor.num_rows
-        )
+        back = (rows.to(matrix.dtype) @ matrix.T).view(-1, components, exact.width, factor.num_rows)
         x = torch.cat([self.form._pair(local[degree], m) for degree, _ in factor.rows], dim=2)
         part = _contract_channels(back, x)
         target = self.total.radial[index][edges]

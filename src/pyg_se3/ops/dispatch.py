@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from pyg_se3.ops.chunked_edge import EdgeSettings
+from pyg_se3.ops.cost import edge_cost, source_cost
 from pyg_se3.ops.edge_autograd import AttentionShape, edge_attention, edge_conv
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import PackedWeights, pack_plan
 from pyg_se3.ops.plan import PairWeights, TFNPlan
 from pyg_se3.ops.reference import tfn_conv_reference
+from pyg_se3.ops.source_autograd import source_attention, source_conv
 from pyg_se3.so3 import EdgeGeometry
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,10 @@ CPU_CHUNK = 512
 
 CPU_BLOCK = 512
 """Edges per block on a CPU: more share the work on the weights, but compress less well."""
+
+COMPRESSED_RANK, PRUNED_RANK, TYPICAL_PADDING = 0.25, 0.6, 1.1
+"""For the choice by cost: what compression leaves of the radial activations for edges sorted by
+length and for edges sorted by source, and slots per edge of the source form."""
 
 WORKSPACE_BYTES = 1 << 29
 """Size of the outer products of one chunk on other devices."""
@@ -69,7 +75,8 @@ def tfn_conv(
         return tfn_conv_reference(plan, x, source, radial, geometry, weights)
     settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
     radial = [g.to(x.dtype) for g in radial]
-    y = edge_conv(
+    convolve = source_conv if _by_source(plan, x, source, options) else edge_conv
+    y = convolve(
         plan,
         settings,
         x,
@@ -126,7 +133,8 @@ def tfn_attention(
         return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     _validate(plan, x, source, radial, geometry)
     settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
-    return edge_attention(
+    attend = source_attention if _by_source(plan, x, source, options) else edge_attention
+    return attend(
         plan,
         settings,
         shape,
@@ -146,7 +154,7 @@ def uses_tangents(
 ) -> bool:
     """Whether a kernel would make use of tangents of the radial activations."""
     return (
-        options.kernel in ("auto", "edge")
+        options.kernel != "reference"
         and torch.is_grad_enabled()
         and geometry.distance.dtype != torch.float64
         and _compresses(device, plan, options)
@@ -182,9 +190,26 @@ def _edge_settings(
             width = sum(c for d, c in plan.fiber_in.items())
             chunk = max(1024, WORKSPACE_BYTES // (2 * product.itemsize * plan.hidden * width))
     narrow = torch.bfloat16 if options.fast else product
-    _log_choice("edge", device, str(product), chunk, compress)
     block = max(CPU_BLOCK, chunk) if compress else chunk
     return EdgeSettings(block, chunk, compress, options.tolerance, product, narrow)
+
+
+def _by_source(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptions) -> bool:
+    """Whether to apply the weights per source node rather than per edge.
+
+    Grouping the edges by source waits for the device, so on other devices than the CPU this form
+    is used only when asked for.
+    """
+    if options.kernel == "auto":
+        compress = _compresses(x.device, plan, options)
+        nodes, edges = min(x.shape[0], source.numel()), source.numel()
+        by_source = x.device.type == "cpu" and source_cost(
+            plan, nodes, int(TYPICAL_PADDING * edges), PRUNED_RANK if compress else 1.0
+        ) < edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
+    else:
+        by_source = options.kernel == "source"
+    _log_choice("source" if by_source else "edge", x.device.type, options)
+    return by_source
 
 
 def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> bool:
@@ -198,16 +223,9 @@ def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> 
     return options.compress
 
 
-@lru_cache(maxsize=None)
-def _log_choice(kernel: str, device: str, dtype: str, chunk: int, compress: bool) -> None:
-    logger.info(
-        "TFN convolutions on %s: %s kernel, %s products, %d edges per chunk%s",
-        device,
-        kernel,
-        dtype,
-        chunk,
-        ", compressed radial activations" if compress else "",
-    )
+@cache
+def _log_choice(kernel: str, device: str, options: KernelOptions) -> None:
+    logger.info("TFN convolutions on %s use the %s kernel (%s)", device, kernel, options)
 
 
 def _validate(

@@ -115,6 +115,7 @@ class EdgeConv(torch.autograd.Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
+        """Compute chunk by chunk; keep the inputs."""
         form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
         y = x.new_empty(source.numel(), plan.fiber_out.dim)
         targets = plan.fiber_out.split(y)
@@ -135,6 +136,7 @@ class EdgeConv(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Rebuild each chunk; differentiable if a graph of the gradient is wanted."""
         (dy,) = gradients
         source, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
@@ -269,6 +271,7 @@ class EdgeAttention(torch.autograd.Function):
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
+        """Compute chunk by chunk; keep the inputs."""
         form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
         edges_total, nodes = source.numel(), query.shape[0]
         values = x.new_empty(edges_total, shape.value.dim)
@@ -299,6 +302,7 @@ class EdgeAttention(torch.autograd.Function):
     @staticmethod
     @_without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Rebuild each chunk; differentiable if a graph of the gradient is wanted."""
         (do,) = gradients
         source, target, alpha, output, query, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ Orders = list[Tensor]
 components +m and -m, where ``C(m)`` are the channels of all degrees >= m, ascending."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def channel_slices(fiber: Fiber, degrees: tuple[int, ...], order: int) -> slice:
     """Where the channels of consecutive ``degrees`` (those >= order) lie among ``C(order)``."""
     before = sum(c for d, c in fiber.items() if order <= d < degrees[0])

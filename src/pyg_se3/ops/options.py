@@ -29,7 +29,7 @@ class KernelOptions:
 
     kernel: Kernel = "auto"
     compress: bool | None = None
-    tolerance: float = 1e-6
+    tolerance: float = 2e-7
     chunk_size: int | None = None
     memory: Memory = "default"
     fast: bool = False

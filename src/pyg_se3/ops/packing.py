@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from pyg_se3.ops.plan import Pair, PairWeights, RadialGroup, TFNPlan, num_frequencies
 from pyg_se3.so3 import clebsch_gordan
+from pyg_se3.so3.constants import cached_constant
 
 
-@lru_cache(maxsize=None)
+@cached_constant
 def _frame_coefficients(pair: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Invertible map from coefficients by J to ``(A_0, A_1, B_1, A_2, B_2, ...)``.
 

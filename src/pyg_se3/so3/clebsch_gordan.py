@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from e3nn import o3
 from torch import Tensor
 
+from pyg_se3.so3.constants import cached_constant
 
-@lru_cache(maxsize=None)
+
+@cached_constant
 def clebsch_gordan(degree_j: int, degree_in: int, degree_out: int) -> Tensor:
     """Coupling ``Q^J_{lk}`` of degree ``l`` with harmonics of degree ``J`` into degree ``k``.
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from pyg_se3.so3.clebsch_gordan import clebsch_gordan
+from pyg_se3.so3.constants import cached_constant
 
 ZERO_LENGTH = 1e-12
 """Edges shorter than this (in the unit of the positions) have no direction."""
@@ -45,7 +45,7 @@ def polar_rotation(directions: Tensor) -> Tensor:
     return torch.stack([first, second, third], -1)
 
 
-@lru_cache(maxsize=None)
+@cached_constant
 def _step_up(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Constant that projects ``R x D_{l-1}``, flattened, to ``D_l``: ``[9 (2l-1)^2, (2l+1)^2]``."""
     projection = clebsch_gordan(degree, 1, degree - 1)  # [2l-1, 3, 2l+1]
