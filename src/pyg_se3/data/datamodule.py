@@ -60,7 +60,7 @@ class QM9DataModule(pl.LightningDataModule):
         target: str | list[str] = "homo",
         batch_size: int = 240,
         eval_batch_size: int | None = None,
-        split: str | list[float] | list[int] = "nvidia",
+        split: str | list[int] | list[float] = "nvidia",
         split_seed: int = 0,
         seed: int = 0,
         num_workers: int = 0,
