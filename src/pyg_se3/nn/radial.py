@@ -129,7 +129,11 @@ class RadialWeights(nn.Module):
         return {pair: self.weights[_name(pair)] for pair in self.plan.pairs}
 
     def packed(self) -> PackedWeights:
-        """The weights as kernels use them; kept between calls that need no gradient."""
+        """The weights as kernels use them; kept between calls that need no gradient.
+
+        PyTorch does not count changes made through ``parameter.data``: after such a change in
+        evaluation mode, call ``eval()`` or ``train()`` again to have it noticed.
+        """
         parameters = list(self.weights.values())
         recorded = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if recorded or any(p.is_inference() for p in parameters):

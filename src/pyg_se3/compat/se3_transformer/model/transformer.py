@@ -21,7 +21,6 @@ from pyg_se3.compat.se3_transformer.model.context import (
 from pyg_se3.compat.se3_transformer.model.fiber import Fiber, as_fiber
 from pyg_se3.compat.se3_transformer.model.layers.attention import AttentionBlockSE3
 from pyg_se3.compat.se3_transformer.model.layers.convolution import (
-    INTERFACE_OPTIONS,
     ConvSE3,
     ConvSE3FuseLevel,
 )
@@ -156,7 +155,7 @@ class SE3Transformer(nn.Module):
         self.compute_gradients = compute_gradients
         self.fuse_level = _fuse_level(tensor_cores, low_memory, nvidia_version)
         self.cg_convention = check_convention(cg_convention)
-        self.kernel_options = INTERFACE_OPTIONS
+        self.kernel_options = KernelOptions()
         radial = final_layer != "lin"
         given = _layouts(layouts, num_layers, radial)
         common: dict[str, Any] = {

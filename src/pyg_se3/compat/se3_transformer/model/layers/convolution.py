@@ -31,9 +31,6 @@ from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
 from pyg_se3.ops.segment import segment_sum
 
-INTERFACE_OPTIONS = KernelOptions(tolerance=2e-7)
-"""How layers compute unless told otherwise: float32 output as close to float64 as NVIDIA's."""
-
 
 class ConvSE3FuseLevel(Enum):
     """How far radial MLPs are shared: it decides the parameters, hence the function."""
@@ -170,7 +167,7 @@ class ConvSE3(nn.Module):
         self.max_degree, self.allow_fused_output = max_degree, allow_fused_output
         self.low_memory, self.sum_over_edge = low_memory, sum_over_edge
         self.cg_convention = check_convention(cg_convention)
-        self.kernel_options = INTERFACE_OPTIONS
+        self.kernel_options = KernelOptions()
         self.native_in, self.native_out = self.fiber_in.native, self.fiber_out.native
         self.native_higher = NativeFiber(
             {d: c for d, c in self.fiber_edge.structure if d > 0}
