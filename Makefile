@@ -8,7 +8,7 @@ JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup accel train test test-gpu lint type bench bench-kernels docs notebooks clean
+.PHONY: help setup accel train test test-gpu lint type bench bench-kernels bench-scaling bench-roofline docs notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,11 +52,17 @@ lint: setup ## check style and formatting
 type: setup ## check types
 	$(BIN)/mypy
 
-bench: setup ## training speed and peak memory on QM9, ours against other formulations
+bench: setup ## speed and peak memory on QM9 against other formulations (ARGS=--quick: minutes)
 	$(BIN)/python -m benchmarks.qm9_step $(ARGS)
 
-bench-kernels: setup ## time the kernels alone
+bench-kernels: setup ## the kernels' table: model and lone layers against NVIDIA's formulation
 	$(BIN)/python -m benchmarks.kernels $(ARGS)
+
+bench-scaling: setup ## time and memory over batch size, degree, channels and neighbours
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
+
+bench-roofline: setup ## operations and bytes of a step against the limits of this machine
+	$(BIN)/python -m benchmarks.roofline $(ARGS)
 
 docs: setup ## build the documentation into site/
 	$(PIP) install -c constraints.txt -e '.[docs]'

@@ -6,19 +6,25 @@ import json
 import os
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 
+# "benchmarks" in a checkout, "pyg_se3.benchmarks" in an installed package.
+PACKAGE = __name__.rpartition(".")[0]
 ROOT = Path(__file__).resolve().parents[1]
-AUTOCAST = {"bf16": torch.bfloat16, "16": torch.float16}
+"""The checkout, if this is one."""
+
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = ("32", *AUTOCAST)
 MODES = ("training", "inference", "forces")
 
 
@@ -27,12 +33,12 @@ class Job:
     """One measurement.
 
     Attributes:
-        system: Name in `benchmarks.systems.SYSTEMS`.
+        system: Name in `systems.SYSTEMS`.
         inputs: File of a `GraphBatch`.
         kind: "model" or "layer".
         mode: "training", "inference" or (models) "forces": energies and forces together.
         spec: Arguments of `ModelSpec` or `LayerSpec`.
-        precision: "32", or "bf16" or "16" for autocast.
+        precision: "32", or "bf16-mixed" or "16-mixed" for autocast.
         threads: Of PyTorch.
         warmup: Untimed calls before the timed ones.
         repeats: Timed calls at most.
@@ -59,13 +65,28 @@ class Job:
             raise ValueError(f"mode must be one of {MODES}, got {self.mode!r}")
         if self.kind not in ("model", "layer"):
             raise ValueError(f"kind must be 'model' or 'layer', got {self.kind!r}")
-        if self.precision != "32" and self.precision not in AUTOCAST:
-            raise ValueError(f"precision must be '32', 'bf16' or '16', got {self.precision!r}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {PRECISIONS}, got {self.precision!r}")
 
 
 @dataclass
 class Result:
-    """What a measurement gave; `status` is "ok", "out of memory" or "failed"."""
+    """What a measurement gave.
+
+    Attributes:
+        job: What was asked for.
+        status: "ok", "out of memory", "timed out", "not run" or "failed".
+        times: Of every timed call, in seconds.
+        peak_bytes: Peak memory above base.
+        base_bytes: Held with model, optimizer state and inputs.
+        memory_method: How memory was found.
+        outputs: A sample of what was computed, on which all systems must agree.
+        kernels: Those that pyg-se3's dispatch said it chose.
+        inputs: Sizes and origin of the graphs.
+        load: Load average before.
+        other_cores: How many cores other processes kept busy meanwhile.
+        message: Why it is not "ok".
+    """
 
     job: Job
     status: str
@@ -73,7 +94,8 @@ class Result:
     peak_bytes: int | None = None
     base_bytes: int | None = None
     memory_method: str = ""
-    value: float | None = None
+    outputs: list[float] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
     inputs: dict = field(default_factory=dict)
     load: float = 0.0
     other_cores: float | None = None
@@ -89,11 +111,23 @@ class Result:
         """Minimum: what the machine can do when nothing else disturbs it."""
         return min(self.times) if self.times else None
 
+    @property
+    def case(self) -> str:
+        """Name of the graphs: of the file they came in."""
+        return Path(self.job.inputs).stem
+
     def to_dict(self) -> dict:
-        """For JSON."""
+        """For JSON; the outputs served their purpose when the run compared them."""
         record = asdict(self)
+        del record["outputs"]
         record["job"]["inputs"] = Path(self.job.inputs).name
         return record | {"median_seconds": self.seconds, "min_seconds": self.best}
+
+    @classmethod
+    def from_dict(cls, record: dict) -> Result:
+        """Of what `to_dict` made."""
+        names = {f.name for f in fields(cls)} - {"job"}
+        return cls(Job(**record["job"]), **{k: v for k, v in record.items() if k in names})
 
 
 class OtherProcesses:
@@ -130,47 +164,65 @@ def _children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(job: Job, timeout: float = 3600.0) -> Result:
-    """Run a job in a new process and wait for it."""
+def run_module(
+    name: str,
+    *arguments: str,
+    threads: int,
+    stdin: str | None = None,
+    time_limit: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of this package in a new Python process and wait for it.
+
+    Raises:
+        subprocess.TimeoutExpired: It took longer than `time_limit` seconds, and was ended.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if PACKAGE == "benchmarks":
+        paths = [str(ROOT), str(ROOT / "src"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    return subprocess.run(
+        [sys.executable, "-m", f"{PACKAGE}.{name}", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=time_limit,
+        check=False,
+    )
+
+
+def measure(job: Job, time_limit: float = 3600.0) -> Result:
+    """Run a job in a new process and wait for it, at most `time_limit` seconds."""
     with OtherProcesses() as others:
-        result = _measure(job, timeout)
+        result = _measure(job, time_limit)
     result.other_cores = others.cores
     return result
 
 
-def _measure(job: Job, timeout: float) -> Result:
-    environment = dict(os.environ)
-    threads = str(job.threads)
-    environment.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads)
-    paths = [str(ROOT), str(ROOT / "src"), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+def _measure(job: Job, time_limit: float) -> Result:
     load = os.getloadavg()[0]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.worker"],
-            input=json.dumps(asdict(job)),
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=ROOT,
-            timeout=timeout,
-            check=False,
+        done = run_module(
+            "worker", threads=job.threads, stdin=json.dumps(asdict(job)), time_limit=time_limit
         )
     except subprocess.TimeoutExpired:
-        return Result(job, "failed", load=load, message=f"took longer than {timeout:g} s")
+        return Result(job, "timed out", load=load, message=f"took longer than {time_limit:g} s")
     if done.returncode == 0:
         return Result(job, load=load, **json.loads(done.stdout.splitlines()[-1]))
-    if done.returncode == -9:
+    if done.returncode == -signal.SIGKILL:
         return Result(job, "out of memory", load=load, message="killed by the system")
     last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
     message = last or f"exit status {done.returncode}"
     return Result(job, "failed", load=load, message=message)
 
 
-def measure_all(jobs: Iterable[Job], *, rounds: int = 1, timeout: float = 3600.0) -> list[Result]:
+def measure_all(
+    jobs: Iterable[Job], *, rounds: int = 1, time_limit: float = 3600.0
+) -> list[Result]:
     """Run jobs one after the other, `rounds` times over, and merge the times of each.
 
     Rounds interleave the systems: a disturbance of the machine does not hit one of them alone.
+    What failed is reported as failed and not tried again.
     """
     jobs = list(jobs)
     merged: list[Result | None] = [None] * len(jobs)
@@ -179,7 +231,7 @@ def measure_all(jobs: Iterable[Job], *, rounds: int = 1, timeout: float = 3600.0
             before = merged[index]
             if before is not None and before.status != "ok":
                 continue
-            now = measure(job, timeout)
+            now = measure(job, time_limit)
             print(_progress(now, turn, rounds), file=sys.stderr, flush=True)
             if before is None or now.status != "ok":
                 merged[index] = now
@@ -193,7 +245,7 @@ def measure_all(jobs: Iterable[Job], *, rounds: int = 1, timeout: float = 3600.0
 
 def _progress(result: Result, turn: int, rounds: int) -> str:
     job = result.job
-    head = f"[{turn + 1}/{rounds}] {job.system} {job.kind} {job.mode} {job.precision}"
+    head = f"[{turn + 1}/{rounds}] {result.case} {job.mode}: {job.system} {job.precision}"
     if result.status != "ok":
         return f"{head}: {result.status} {result.message}"
     assert result.best is not None and result.seconds is not None

@@ -114,20 +114,23 @@ def fit(terms: list[list[int]], times: list[float]) -> torch.Tensor:
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, fit, print."""
+    parser = argparse.ArgumentParser(
+        prog="pyg-se3 benchmark constants", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    unit = multiply_add(arguments.repeats)
-    rows = [measure(case, arguments.repeats) for case in CASES]
+    unit = multiply_add(options.repeats)
+    rows = [measure(case, options.repeats) for case in CASES]
     edge = fit([row[0] for row in rows], [row[2] for row in rows])
     source = fit([row[1] for row in rows], [row[3] for row in rows])
     names = [field.name for field in fields(CostFactors)]
-    print(f"{arguments.threads} threads, {unit * 1e12:.1f} ps per multiply-add")
+    print(f"{options.threads} threads, {unit * 1e12:.1f} ps per multiply-add")
     for name, value in zip(names, torch.cat([edge, source]) / unit, strict=True):
         print(f"    {name}={float(value):.2f},")
     print("L  C   nodes x neighbours   edge ms (fit)   source ms (fit)")

@@ -1,9 +1,12 @@
 """The kernels' table: whole model and lone dense layers, against NVIDIA's formulation.
 
-    python -m benchmarks.kernels            # every case
-    python -m benchmarks.kernels --cases dense-L1-C32 step-100
+    make bench-kernels                      # every case, about 25 minutes on two cores
+    pyg-se3 benchmark kernels --cases dense-L1-C32 step
+    pyg-se3 benchmark kernels --largest     # also train a step with 7000 molecules in 16 GB
 
-Adding a case is one entry of `CASES`; adding a system is one of `benchmarks.systems.SYSTEMS`.
+Every system runs in a process of its own on the same inputs with the same weights, and their
+outputs are compared. A page and a JSON file go to benchmarks/results/. Adding a case is one entry
+of `CASES`; adding a system is one of `systems.SYSTEMS`.
 """
 
 from __future__ import annotations
@@ -15,18 +18,21 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.common import Job, Result, machine, measure_all
-from benchmarks.inputs import GraphBatch, dense_batch, qm9_batch
-from benchmarks.systems import SYSTEMS
-from pyg_se3.training.files import write_text
+from . import report
+from .common import Job, Result, machine, measure_all
+from .inputs import GraphBatch, dense_batch, qm9_batch
+from .kernel_table import summary
+from .memory import available_gb
+from .systems import NVIDIA, SYSTEMS
 
-STRONG = ("nvidia-full", "nvidia-low-memory", "ours")
+KIND = "kernels"
+LARGEST_GB = 16
+LIMIT_FRACTION = 0.9
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table.
+    """One or more rows of the table.
 
     Attributes:
         title: For people.
@@ -35,9 +41,9 @@ class Case:
         neighbours: Of every node of a dense graph.
         modes: What to measure.
         spec: Arguments of `ModelSpec` or `LayerSpec`.
-        systems: Which to compare; the first is the baseline of the ratios.
-        memory_limit_gb: Let allocations beyond this fail.
-        repeats: Timed calls at most, where a case must not take long.
+        systems: Which to compare.
+        memory_limit_gb: Let allocations beyond this fail; None for what is free.
+        once: A single call and no warm-up, where a case must not take long.
     """
 
     title: str
@@ -46,9 +52,9 @@ class Case:
     neighbours: int = 0
     modes: tuple[str, ...] = ("inference", "training")
     spec: dict = field(default_factory=dict)
-    systems: tuple[str, ...] = STRONG
+    systems: tuple[str, ...] = (*NVIDIA, "ours")
     memory_limit_gb: float | None = None
-    repeats: int | None = None
+    once: bool = False
 
 
 def dense(max_degree: int, channels: int, nodes: int, neighbours: int) -> Case:
@@ -59,26 +65,36 @@ def dense(max_degree: int, channels: int, nodes: int, neighbours: int) -> Case:
         nodes,
         neighbours,
         spec={"max_degree": max_degree, "channels": channels},
-        systems=("nvidia-full", "nvidia-low-memory", "ours", "ours-exact"),
+        systems=("nvidia-full", "nvidia-partial", "nvidia-none", "ours", "ours-exact"),
     )
 
 
+def ours_in_training(title: str, size: int, **more: object) -> Case:
+    """Training steps of this package's model only."""
+    return Case(title, "model", size, modes=("training",), systems=("ours",), **more)
+
+
 CASES: dict[str, Case] = {
-    "step-100": Case(
+    "step": Case(
         "QM9 model, batch 100",
         "model",
         100,
         modes=("training",),
-        systems=("nvidia-full", "nvidia-low-memory", "ours", "ours-exact", "ours-fast"),
+        systems=(*NVIDIA, "ours", "ours-exact", "ours-fast"),
     ),
-    "inference-400": Case("QM9 model, batch 400", "model", 400, modes=("inference",)),
+    "inference": Case("QM9 model, batch 400", "model", 400, modes=("inference",)),
     "single": Case("QM9 model, one molecule", "model", 1),
     "dense-L1-C32": dense(1, 32, 300, 64),
-    "dense-L1-C64": dense(1, 64, 200, 32),
-    "dense-L1-C16": dense(1, 16, 300, 32),
-    "dense-L3-C32": dense(3, 32, 100, 32),
+    "dense-L1-C64": dense(1, 64, 300, 64),
+    "dense-L3-C32-small": dense(3, 32, 100, 32),
     "dense-L3-C32-large": dense(3, 32, 500, 32),
-    "dense-L3-C16": dense(3, 16, 200, 32),
+    **{f"memory-{size}": ours_in_training(f"QM9 model, batch {size}", size) for size in (400, 800)},
+    **{
+        f"degree-{degree}": ours_in_training(
+            f"QM9 model, L={degree}, batch 16", 16, spec={"num_degrees": degree + 1}
+        )
+        for degree in range(2, 7)
+    },
     "forces": Case(
         "QM9 model, batch 100, energies and forces",
         "model",
@@ -86,43 +102,43 @@ CASES: dict[str, Case] = {
         modes=("training", "forces"),
         systems=("ours",),
     ),
-    **{
-        f"degree-{degree}": Case(
-            f"QM9 model, L={degree}, batch 16",
-            "model",
-            16,
-            modes=("training",),
-            spec={"num_degrees": degree + 1},
-            systems=("nvidia-low-memory", "ours"),
-        )
-        for degree in range(1, 7)
-    },
-    "largest": Case(
-        "QM9 model, batch 7000 in 16 GB",
-        "model",
-        7000,
-        modes=("training",),
-        systems=("ours",),
-        memory_limit_gb=16,
-        repeats=1,
+    "largest": ours_in_training(
+        f"QM9 model, batch 7000 in {LARGEST_GB} GB", 7000, memory_limit_gb=LARGEST_GB, once=True
     ),
 }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="of each case's")
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        prog="pyg-se3 benchmark kernels",
+        description=__doc__.splitlines()[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    usual = [name for name in CASES if name != "largest"]
+    parser.add_argument("--cases", nargs="+", default=usual, choices=list(CASES))
+    parser.add_argument(
+        "--largest", action="store_true", help=f"run batch 7000 in {LARGEST_GB} GB, too"
+    )
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), help="only these of a case")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--rounds", type=int, default=2, help="interleaved runs of every system")
-    parser.add_argument("--max-seconds", type=float, default=30.0)
+    parser.add_argument("--warmup", type=int, default=1, help="untimed calls")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls at most")
+    parser.add_argument("--rounds", type=int, default=1, help="interleaved runs of every system")
+    parser.add_argument(
+        "--max-seconds", type=float, default=25.0, help="start no further timed call after"
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=900.0, help="end a measurement after, in seconds"
+    )
     parser.add_argument("--data", type=Path, default=Path("data/qm9"), help="processed QM9")
     parser.add_argument("--raw-path", type=Path, help="part of QM9 in qm9pack's format")
     parser.add_argument("--output", type=Path, help="stem of the files to write")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.largest and "largest" not in options.cases:
+        options.cases.append("largest")
+    return options
 
 
 def make_inputs(case: Case, options: argparse.Namespace) -> GraphBatch:
@@ -145,10 +161,10 @@ def jobs_of(name: str, options: argparse.Namespace, folder: Path) -> list[Job]:
             mode=mode,
             spec=case.spec,
             threads=options.threads,
-            warmup=0 if case.repeats == 1 else options.warmup,
-            repeats=case.repeats or options.repeats,
+            warmup=0 if case.once else options.warmup,
+            repeats=1 if case.once else options.repeats,
             max_seconds=options.max_seconds,
-            memory_limit_gb=case.memory_limit_gb,
+            memory_limit_gb=case.memory_limit_gb or LIMIT_FRACTION * available_gb(),
         )
         for mode in case.modes
         for system in case.systems
@@ -157,41 +173,52 @@ def jobs_of(name: str, options: argparse.Namespace, folder: Path) -> list[Job]:
 
 
 def page(head: dict, results: list[Result]) -> str:
-    """The table."""
-    rows = []
-    bases: dict[tuple[str, str], Result] = {}
-    for r in results:
-        name = Path(r.job.inputs).stem
-        base = bases.setdefault((name, r.job.mode), r)
-        memory = r.peak_bytes / 1e6 if r.peak_bytes is not None else None
-        ok = r.status == "ok"
-        rows.append(
-            [
-                f"{CASES[name].title}, {r.job.mode}",
-                report.label(r),
-                report.quantity(r.best and 1e3 * r.best) if ok else f"{r.status} {r.message}",
-                report.quantity(r.seconds and 1e3 * r.seconds),
-                report.ratio(base, r, lambda x: x.best),
-                report.quantity(memory),
-                report.ratio(base, r, lambda x: x.peak_bytes),
-            ]
-        )
-    header = ["case", "system", "min (ms)", "median (ms)", "speed", "memory (MB)", "less memory"]
-    found = report.disagreements(results)
+    """The table, and everything that was measured."""
     lines = [
         "# Kernels",
         "",
         report.machine_line(head),
-        "Ratios are against the first system of each case. Lone layers: bases and edge frames "
-        "are made beforehand and not counted for any system; training is forward and backward. "
-        "Memory is the peak above what the process holds with model, optimizer "
-        f"state and inputs. {report.disturbance(results)}",
         "",
-        report.table(header, rows, texts=2),
+        report.disturbance(r.other_cores for r in results),
+        "Minima of the times, medians in brackets. Memory is the peak above what the process holds "
+        "with model, optimizer state and inputs. Lone layers: bases and edge frames are made "
+        "beforehand and not counted for any system; training is forward and backward. Same inputs, "
+        "same weights for all systems.",
         "",
-        "All systems computed the same number." if not found else "**Differences:**",
+        report.agreement(results),
+        "",
+        "## Summary",
+        "",
+        "NVIDIA's formulation is measured at every fuse level and in its low-memory mode; ratios "
+        "are against the best of these in the quantity of the row, and against full fusing.",
+        "",
+        summary(results),
+        "",
+        "## All measurements",
+        "",
+        details(results),
     ]
-    return "\n".join(lines + [f"- {sentence}" for sentence in found]) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def details(results: list[Result]) -> str:
+    """Every measurement."""
+    rows = []
+    for r in results:
+        ok = r.status == "ok" and r.best is not None and r.seconds is not None
+        rows.append(
+            [
+                f"{CASES[r.case].title}, {r.job.mode}",
+                report.label(r),
+                report.quantity(1e3 * r.best) if ok else r.status,
+                report.quantity(1e3 * r.seconds) if ok else "–",
+                str(len(r.times)),
+                report.quantity(r.peak_bytes / 1e6) if r.peak_bytes is not None else "–",
+                ", ".join(r.kernels) or "–",
+            ]
+        )
+    header = ["case", "system", "min (ms)", "median (ms)", "calls", "memory (MB)", "kernels"]
+    return "\n".join([report.table(header, rows, texts=2), *report.shortfalls(results)])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -200,15 +227,13 @@ def main(arguments: list[str] | None = None) -> int:
     head = machine(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         jobs = [job for name in options.cases for job in jobs_of(name, options, Path(folder))]
-        results = measure_all(jobs, rounds=options.rounds)
-    stem = report.free_stem(options.output or report.default_stem("kernels"))
+        results = measure_all(jobs, rounds=options.rounds, time_limit=options.time_limit)
+    stem = report.free_stem(options.output or report.default_stem(KIND, head))
     text = page(head, results)
     print(text)
-    report.write_json(stem.with_name(stem.name + ".json"), head, results)
-    write_text(stem.with_name(stem.name + ".md"), text)
-    print(f"Written: {stem}.json, {stem}.md", file=sys.stderr)
-    failed = any(r.status == "failed" for r in results)
-    return 1 if failed or report.disagreements(results) else 0
+    written = report.write_results(stem, KIND, head, results, text)
+    print(f"Written: {', '.join(map(str, written))}", file=sys.stderr)
+    return report.exit_status(results)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import resource
 import threading
 from pathlib import Path
 
 import torch
 
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -81,3 +83,14 @@ def limit_memory(gigabytes: float) -> None:
     """Make allocations beyond a limit fail in this process, instead of the machine."""
     size = int(gigabytes * 1e9)
     resource.setrlimit(resource.RLIMIT_DATA, (size, size))
+
+
+def available_gb() -> float:
+    """Memory that processes can still have, no more than a container may have at all."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    if MEMINFO.exists():
+        line = next(x for x in MEMINFO.read_text().splitlines() if x.startswith("MemAvailable"))
+        found.append(int(line.split()[1]) * 1024)
+    if CGROUP.exists() and CGROUP.read_text().strip() != "max":
+        found.append(int(CGROUP.read_text()))
+    return min(found) / 1e9

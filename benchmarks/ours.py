@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.baselines import nvidia
-from benchmarks.baselines.weights import pair_profile
 from pyg_se3.models import SE3TransformerPooled
 from pyg_se3.nn import TFNConv
+
+from .baselines import nvidia
+from .baselines.weights import pair_profile
 
 SHARING = {"full": "full", "out": "output", "in": "input", "pair": "pairwise"}
 

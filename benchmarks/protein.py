@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -22,14 +21,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import report
-from benchmarks.common import OtherProcesses, machine
-from benchmarks.memory import PeakMemory
 from pyg_se3.compat.se3_transformer import Fiber, Graph, SE3Transformer
 from pyg_se3.ops import KernelOptions
 from pyg_se3.training.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
+from . import report
+from .common import OtherProcesses, machine, run_module
+from .memory import PeakMemory
 
 # Scalars and vectors in and out, edge features; one layer of 32 channels, 2 degrees, 4 heads each.
 BLOCKS = {"topk": (64, 64, 3, 2, 64), "full": (8, 8, 3, 2, 32)}
@@ -141,12 +139,8 @@ def measure_here(job: Job) -> dict:
 
 def measure(job: Job) -> dict:
     """Run a job in a new process."""
-    threads = str(job.threads)
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    command = [sys.executable, "-m", "benchmarks.protein", "--job", json.dumps(asdict(job))]
     with OtherProcesses() as others:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+        done = run_module("protein", "--job", json.dumps(asdict(job)), threads=job.threads)
     record = {"job": asdict(job), "status": "ok", "other_cores": others.cores}
     if done.returncode == 0:
         record |= json.loads(done.stdout.splitlines()[-1])
@@ -160,12 +154,11 @@ def measure(job: Job) -> dict:
 
 def page(head: dict, records: list[dict], kernels: list[str]) -> str:
     """The measurements as Markdown."""
-    cores = max((r["other_cores"] or 0.0 for r in records), default=0.0)
     lines = [
         "# RFdiffusion's SE(3) blocks",
         "",
         f"One layer, 32 channels, 2 degrees, 4 heads. {report.machine_line(head)} "
-        f"Other processes kept at most {cores:.2f} cores busy.",
+        f"{report.disturbance(r['other_cores'] for r in records)}",
         "Minimum of the times (median in brackets), and peak memory above model and inputs.",
         "",
     ]
@@ -212,7 +205,9 @@ def disagreements(records: list[dict]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the page, write the files; not zero if something failed or disagreed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="pyg-se3 benchmark protein", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--residues", nargs="+", type=int, default=[100, 200, 300, 600])
     parser.add_argument("--blocks", nargs="+", default=list(BLOCKS), choices=list(BLOCKS))
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
@@ -250,10 +245,10 @@ def main(arguments: list[str] | None = None) -> int:
     found = disagreements(records)
     text += "\n" + ("\n".join(found) if found else "The kernels computed the same numbers.") + "\n"
     print(text)
-    stem = report.free_stem(options.output or report.default_stem("protein"))
+    stem = report.free_stem(options.output or report.default_stem("protein", head))
     record = json.dumps({"machine": head, "results": records}, indent=1)
-    write_text(stem.with_name(stem.name + ".json"), record + "\n")
-    write_text(stem.with_name(stem.name + ".md"), text)
+    write_text(report.file_of(stem, ".json"), record + "\n")
+    write_text(report.file_of(stem, ".md"), text)
     return 1 if found or any(r["status"] != "ok" for r in records) else 0
 
 

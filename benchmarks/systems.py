@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines import nvidia, original
-from benchmarks.baselines.basis import compute_bases
-from benchmarks.baselines.layers import populate_edge_features
-from benchmarks.baselines.nvidia import FuseLevel, Graph
-from benchmarks.baselines.weights import copy_conv, copy_weights
-from benchmarks.inputs import NUM_BOND_TYPES, GraphBatch
+from .baselines import nvidia, original
+from .baselines.basis import compute_bases
+from .baselines.layers import populate_edge_features
+from .baselines.nvidia import FuseLevel, Graph
+from .baselines.weights import copy_conv, copy_weights
+from .inputs import NUM_BOND_TYPES, GraphBatch
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _baseline_runner(module: nn.Module) -> Runner:
 
 def _nvidia(label: str, level: FuseLevel, **execution: bool) -> System:
     def model(reference: nvidia.SE3TransformerPooled, spec: ModelSpec) -> Runner:
-        module = nvidia.SE3TransformerPooled(**spec.config(), **execution)
+        module = nvidia.SE3TransformerPooled(**spec.config(), fuse_level=level, **execution)
         copy_weights(module, reference)
         return _baseline_runner(module)
 
@@ -126,7 +126,7 @@ def _nvidia(label: str, level: FuseLevel, **execution: bool) -> System:
         module = reference_layer(spec, level)
         module.low_memory = execution.get("low_memory", False)
         copy_conv(module, reference)
-        pad = execution.get("tensor_cores", False)
+        pad = level is FuseLevel.FULL
         graph = _graph(batch)
         bases = compute_bases(graph.rel_pos, module.basis_keys(), spec.max_degree, pad=pad)
         edges = populate_edge_features(graph.rel_pos, {0: batch.edge_attr.unsqueeze(-1)})
@@ -152,8 +152,9 @@ def _original(label: str, product: str) -> System:
 
 def _ours(label: str, **options: object) -> System:
     def model(reference: nvidia.SE3TransformerPooled, spec: ModelSpec) -> Runner:
-        from benchmarks.ours import model_like
         from pyg_se3.ops import KernelOptions
+
+        from .ours import model_like
 
         module = model_like(reference, spec.config())
         module.set_kernel(KernelOptions(**options))
@@ -171,12 +172,13 @@ def _ours(label: str, **options: object) -> System:
         return Runner(module, call, forces=True)
 
     def layer(reference: nvidia.ConvSE3, spec: LayerSpec, batch: GraphBatch) -> Runner:
-        from benchmarks.ours import copy_conv as copy_into_ours
-        from benchmarks.ours import sharing_of
         from pyg_se3.fiber import Fiber
         from pyg_se3.nn import TFNConv
         from pyg_se3.ops import KernelOptions
         from pyg_se3.so3 import EdgeGeometry
+
+        from .ours import copy_conv as copy_into_ours
+        from .ours import sharing_of
 
         module = TFNConv(
             spec.fiber,
@@ -201,17 +203,23 @@ def _ours(label: str, **options: object) -> System:
 
 
 SYSTEMS: dict[str, System] = {
-    "original": _original("original (unfused, kernels by batched products)", "matmul"),
-    "original-literal": _original("original (unfused, kernels as published)", "broadcast"),
-    "nvidia-full": _nvidia("NVIDIA, fully fused", FuseLevel.FULL, tensor_cores=True),
-    "nvidia-partial": _nvidia("NVIDIA, partly fused", FuseLevel.PARTIAL, tensor_cores=False),
+    "original": _original("original (unfused)", "matmul"),
+    "original-literal": _original("original, kernels as published", "broadcast"),
+    "nvidia-full": _nvidia("NVIDIA, fully fused", FuseLevel.FULL),
+    "nvidia-partial": _nvidia("NVIDIA, partly fused", FuseLevel.PARTIAL),
+    "nvidia-none": _nvidia("NVIDIA, not fused", FuseLevel.NONE),
     "nvidia-low-memory": _nvidia("NVIDIA, low memory", FuseLevel.NONE, low_memory=True),
     "reference": _ours("pyg-se3, reference kernel", kernel="reference"),
     "ours": _ours("pyg-se3"),
     "ours-exact": _ours("pyg-se3, uncompressed", kernel="edge", compress=False),
     "ours-fast": _ours("pyg-se3, fast", fast=True),
+    "ours-edge": _ours("pyg-se3, edge kernel", kernel="edge"),
+    "ours-source": _ours("pyg-se3, source kernel", kernel="source"),
     "ours-low-memory": _ours("pyg-se3, low memory", memory="low"),
 }
+
+NVIDIA = tuple(name for name in SYSTEMS if name.startswith("nvidia-"))
+"""NVIDIA's formulation at each fuse level and in its low-memory mode."""
 
 
 def get_system(name: str) -> System:
@@ -243,6 +251,7 @@ def build_layer(name: str, spec: LayerSpec, batch: GraphBatch) -> Runner:
 
 
 __all__ = [
+    "NVIDIA",
     "SYSTEMS",
     "LayerSpec",
     "ModelSpec",

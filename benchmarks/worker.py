@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import AUTOCAST, Job
-from benchmarks.inputs import GraphBatch
-from benchmarks.memory import PeakMemory, limit_memory
-from benchmarks.systems import LayerSpec, ModelSpec, Runner, build_layer, build_model
+from .common import AUTOCAST, Job
+from .inputs import GraphBatch
+from .memory import PeakMemory, limit_memory
+from .systems import LayerSpec, ModelSpec, Runner, build_layer, build_model
 
 
 def make_optimizer(module: nn.Module) -> torch.optim.Adam:
     """Adam with its state there already, so that it counts as base and not as a step's memory."""
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-9)  # the loss stays comparable
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-9)  # outputs stay comparable
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -29,7 +31,10 @@ def make_optimizer(module: nn.Module) -> torch.optim.Adam:
 
 
 def model_step(job: Job, runner: Runner, batch: GraphBatch) -> Callable[[], Tensor]:
-    """Inference, a training step (loss, gradients, Adam), or one of energies and forces."""
+    """Inference, a training step (loss, gradients, Adam), or one of energies and forces.
+
+    Every step returns the predictions.
+    """
     module = runner.module.train(job.mode != "inference")
 
     def predict(inputs: GraphBatch) -> Tensor:
@@ -49,10 +54,10 @@ def model_step(job: Job, runner: Runner, batch: GraphBatch) -> Callable[[], Tens
 
     def training() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = (predict(batch).float() - batch.y).abs().mean()
-        loss.backward()
+        prediction = predict(batch).float()
+        (prediction - batch.y).abs().mean().backward()
         optimizer.step()
-        return loss
+        return prediction
 
     if job.mode == "training":
         return training
@@ -65,10 +70,9 @@ def model_step(job: Job, runner: Runner, batch: GraphBatch) -> Callable[[], Tens
         pos = batch.pos.detach().requires_grad_()
         energy = predict(GraphBatch(**{**vars(batch), "pos": pos})).float()
         (slope,) = torch.autograd.grad(energy.sum(), pos, create_graph=True)
-        loss = (energy - batch.y).abs().mean() + slope.square().mean()
-        loss.backward()
+        ((energy - batch.y).abs().mean() + slope.square().mean()).backward()
         optimizer.step()
-        return loss
+        return energy
 
     return forces
 
@@ -121,8 +125,44 @@ def build(job: Job, batch: GraphBatch) -> Callable[[], Tensor]:
     return autocast_step
 
 
+MAX_OUTPUTS = 4096
+
+
+def sample(outputs: Tensor) -> list[float]:
+    """At most `MAX_OUTPUTS` numbers, evenly spread."""
+    flat = outputs.detach().flatten()
+    return flat[:: -(-len(flat) // MAX_OUTPUTS)].double().tolist()
+
+
+class KernelLog(logging.Handler):
+    """Collects the names of the kernels that the dispatch logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.search(r"(\w+) kernel", record.getMessage())
+        if found and found[1] not in self.kernels:
+            self.kernels.append(found[1])
+
+
+@contextmanager
+def chosen_kernels() -> Iterator[list[str]]:
+    """Names of the kernels that pyg-se3 says it chose, in a process that has not run it yet."""
+    logger, handler = logging.getLogger("pyg_se3.ops.dispatch"), KernelLog()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield handler.kernels
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def measure(job: Job) -> dict:
-    """Times in seconds, memory in bytes, and a number that all systems must agree on."""
+    """Times in seconds, memory in bytes, and outputs that all systems must agree on."""
     torch.set_num_threads(job.threads)
     if job.memory_limit_gb is not None:
         limit_memory(job.memory_limit_gb)
@@ -132,28 +172,25 @@ def measure(job: Job) -> dict:
     square = torch.ones(512, 512, device=job.device, requires_grad=True)
     (square @ square).sum().backward()
 
-    def timed() -> float:
-        start = time.perf_counter()
-        value = step()
-        if job.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
-        # The root mean square says more than a sum: it does not cancel.
-        timed.value = value.detach().double().square().mean().sqrt().item()  # type: ignore[attr-defined]
-        return seconds
-
-    with PeakMemory(job.device) as memory:
-        for _ in range(job.warmup):
-            timed()
-        times: list[float] = []
-        while len(times) < job.repeats and (not times or sum(times) < job.max_seconds):
-            times.append(timed())
+    outputs = torch.empty(0)
+    times: list[float] = []
+    with chosen_kernels() as kernels, PeakMemory(job.device) as memory:
+        for call in range(job.warmup + job.repeats):
+            if sum(times) >= job.max_seconds:
+                break
+            start = time.perf_counter()
+            outputs = step().detach()
+            if job.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            if call >= job.warmup:
+                times.append(time.perf_counter() - start)
     return {
         "times": times,
         "peak_bytes": memory.above_base,
         "base_bytes": memory.base,
         "memory_method": memory.method,
-        "value": timed.value,  # type: ignore[attr-defined]
+        "outputs": sample(outputs),
+        "kernels": kernels,
         "inputs": batch.describe(),
     }
 

@@ -1,12 +1,17 @@
 """What all tests share: hypothesis' profile, one thread, and the list of kernels."""
 
+import os
 from typing import get_args
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from pyg_se3.ops.options import Kernel
+if not torch.cuda.is_available():
+    # Triton, where installed, looks when it is first imported, which importing pyg_se3 does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from pyg_se3.ops.options import Kernel  # noqa: E402
 
 settings.register_profile(
     "quick",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines.basis import dim
+from .basis import dim
 
 Fiber = dict[int, int]
 Features = dict[int, Tensor]

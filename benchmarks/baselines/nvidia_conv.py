@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from benchmarks.baselines.basis import (
+from .basis import (
     FULL_KEY,
     Bases,
     BasisKey,
@@ -19,7 +19,7 @@ from benchmarks.baselines.basis import (
     out_key,
     pair_key,
 )
-from benchmarks.baselines.layers import (
+from .layers import (
     Features,
     Fiber,
     Graph,

@@ -12,28 +12,17 @@ import math
 
 from torch import Tensor, nn
 
-from benchmarks.baselines.basis import (
-    Bases,
-    BasisKey,
-    compute_bases,
-    dim,
-    num_frequencies,
-    pair_key,
-)
-from benchmarks.baselines.layers import (
+from .basis import Bases, BasisKey, dim, num_frequencies, pair_key
+from .layers import (
     Features,
     Fiber,
     Graph,
     LinearSE3,
-    NormSE3,
     RadialProfile,
-    attend,
-    concat,
     gather_sources,
-    pool_graphs,
-    populate_edge_features,
     sum_over_receivers,
 )
+from .model import AttentionBlock, PooledTransformer, Transformer
 
 PRODUCTS = ("matmul", "broadcast")
 
@@ -114,6 +103,10 @@ class UnfusedConv(nn.Module):
             }
         )
 
+    def basis_keys(self) -> list[BasisKey]:
+        """Every degree pair that is coupled."""
+        return [pair_key(i, o) for i in self.fiber_in for o in self.fiber_out]
+
     def forward(
         self, node_feats: Features, edge_feats: Features, graph: Graph, bases: Bases
     ) -> Features:
@@ -130,8 +123,8 @@ class UnfusedConv(nn.Module):
         return out
 
 
-class UnfusedAttentionBlock(nn.Module):
-    """Attention with a convolution for the values and another for the keys."""
+class UnfusedAttentionBlock(AttentionBlock):
+    """A convolution for the values and another for the keys."""
 
     def __init__(
         self,
@@ -144,24 +137,19 @@ class UnfusedAttentionBlock(nn.Module):
         layer_norm: bool,
         product: str,
     ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.value_fiber = {d: c // channels_div for d, c in sorted(fiber_out.items())}
-        self.key_fiber = {d: c for d, c in self.value_fiber.items() if d in fiber_in}
+        super().__init__(fiber_in, fiber_out, num_heads=num_heads, channels_div=channels_div)
         self.to_value, self.to_key = (
             UnfusedConv(fiber_in, fiber, fiber_edge, layer_norm=layer_norm, product=product)
             for fiber in (self.value_fiber, self.key_fiber)
         )
-        self.to_query = LinearSE3(fiber_in, self.key_fiber)
-        skip = {d: c + fiber_in.get(d, 0) for d, c in self.value_fiber.items()}
-        self.project = LinearSE3(skip, fiber_out)
 
-    def forward(self, x: Features, edge_feats: Features, graph: Graph, bases: Bases) -> Features:
-        value = self.to_value(x, edge_feats, graph, bases)
-        key = self.to_key(x, edge_feats, graph, bases)
-        query = self.to_query(x)
-        out = attend(query, key, value, graph, self.num_heads, self.key_fiber, self.value_fiber)
-        return self.project(concat(out, x))
+    def keys_and_values(
+        self, x: Features, edge_feats: Features, graph: Graph, bases: Bases
+    ) -> tuple[Features, Features]:
+        return (
+            self.to_key(x, edge_feats, graph, bases),
+            self.to_value(x, edge_feats, graph, bases),
+        )
 
 
 class UnfusedOutput(nn.Module):
@@ -189,7 +177,7 @@ class UnfusedOutput(nn.Module):
         return {d: sum_over_receivers(y, graph) for d, y in out.items()}
 
 
-class OriginalSE3Transformer(nn.Module):
+class OriginalSE3Transformer(Transformer):
     """Unfused attention blocks and norms, then an unfused convolution.
 
     Takes the arguments of the NVIDIA-layout `SE3Transformer` that concern the function, and
@@ -210,75 +198,28 @@ class OriginalSE3Transformer(nn.Module):
         layer_norm: bool = True,
         product: str = "matmul",
     ) -> None:
-        super().__init__()
         fiber_edge = fiber_edge or {}
-        self.max_degree = max(*fiber_in, *fiber_hidden, *fiber_out)
-        self.graph_modules = nn.ModuleList()
-        for _ in range(num_layers):
-            self.graph_modules.append(
-                UnfusedAttentionBlock(
-                    fiber_in,
-                    fiber_hidden,
-                    fiber_edge,
-                    num_heads=num_heads,
-                    channels_div=channels_div,
-                    layer_norm=layer_norm,
-                    product=product,
-                )
-            )
-            if norm:
-                self.graph_modules.append(NormSE3(fiber_hidden))
-            fiber_in = fiber_hidden
-        self.graph_modules.append(
-            UnfusedOutput(fiber_in, fiber_out, fiber_edge, layer_norm=layer_norm, product=product)
+        common = {"layer_norm": layer_norm, "product": product}
+
+        def block(fiber: Fiber) -> UnfusedAttentionBlock:
+            heads = {"num_heads": num_heads, "channels_div": channels_div}
+            return UnfusedAttentionBlock(fiber, fiber_hidden, fiber_edge, **heads, **common)
+
+        def last(fiber: Fiber) -> UnfusedOutput:
+            return UnfusedOutput(fiber, fiber_out, fiber_edge, **common)
+
+        super().__init__(
+            block,
+            last,
+            num_layers=num_layers,
+            fiber_in=fiber_in,
+            fiber_hidden=fiber_hidden,
+            fiber_out=fiber_out,
+            norm=norm,
         )
 
-    def basis_keys(self) -> list[BasisKey]:
-        """Every degree pair that a convolution couples."""
-        convs = [m for m in self.modules() if isinstance(m, UnfusedConv)]
-        return [pair_key(i, o) for c in convs for i in c.fiber_in for o in c.fiber_out]
 
-    def forward(
-        self, graph: Graph, node_feats: Features, edge_feats: Features | None = None
-    ) -> Features:
-        """Node features by degree, `{l: [N, C_l, 2l+1]}`, to the same with `fiber_out`."""
-        bases = compute_bases(graph.rel_pos, self.basis_keys(), self.max_degree)
-        edge_feats = populate_edge_features(graph.rel_pos, edge_feats)
-        x = node_feats
-        for module in self.graph_modules:
-            x = module(x) if isinstance(module, NormSE3) else module(x, edge_feats, graph, bases)
-        return x
-
-
-class OriginalSE3TransformerPooled(nn.Module):
+class OriginalSE3TransformerPooled(PooledTransformer):
     """OriginalSE3Transformer to degree 0, pooling, and a two-layer perceptron."""
 
-    def __init__(
-        self,
-        *,
-        fiber_in: Fiber,
-        fiber_edge: Fiber,
-        num_degrees: int,
-        num_channels: int,
-        output_dim: int = 1,
-        pooling: str = "max",
-        **transformer: int | bool | str,
-    ) -> None:
-        super().__init__()
-        width = num_degrees * num_channels
-        self.pooling = pooling
-        self.transformer = OriginalSE3Transformer(
-            fiber_in=fiber_in,
-            fiber_hidden={d: num_channels for d in range(num_degrees)},
-            fiber_out={0: width},
-            fiber_edge=fiber_edge,
-            **transformer,
-        )
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, output_dim))
-
-    def forward(
-        self, graph: Graph, node_feats: Features, edge_feats: Features | None = None
-    ) -> Tensor:
-        """One prediction per graph, `[B]` or `[B, output_dim]`."""
-        x = self.transformer(graph, node_feats, edge_feats)[0].squeeze(-1)
-        return self.mlp(pool_graphs(x, graph, self.pooling)).squeeze(-1)
+    transformer_type = OriginalSE3Transformer

@@ -12,15 +12,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from benchmarks.baselines.basis import num_frequencies
-from benchmarks.baselines.layers import NormSE3, RadialProfile
-from benchmarks.baselines.nvidia import (
+from .basis import num_frequencies
+from .layers import NormSE3, RadialProfile
+from .nvidia import (
     AttentionBlockSE3,
     ConvSE3,
     SE3Transformer,
     SE3TransformerPooled,
 )
-from benchmarks.baselines.original import (
+from .original import (
     OriginalSE3Transformer,
     OriginalSE3TransformerPooled,
     UnfusedAttentionBlock,

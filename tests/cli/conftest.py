@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,5 +57,30 @@ def command(
             found, err = 1, f"{err}{found}\n"
         assert (found or 0) == code, out + err
         return Done(found or 0, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def in_a_child() -> Callable[..., int]:
+    """Run ``pyg-se3`` in a copy of this process, which may die of it; its exit status."""
+
+    def run(arguments: list[str], prepare: Callable[[], None], errors: str = os.devnull) -> int:
+        child = os.fork()
+        if child == 0:
+            code = 1  # pytest must not see what happens here
+            sys.stderr = open(errors, "w", buffering=1)
+            try:
+                prepare()
+                main(arguments)
+                code = 0
+            except SystemExit as end:
+                code = int(bool(end.code))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.close()
+                os._exit(code)
+        return os.waitpid(child, 0)[1]
 
     return run

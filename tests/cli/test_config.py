@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import hydra
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
@@ -15,6 +17,7 @@ from pyg_se3.cli.config import (
     SCHEMAS,
     ConfigError,
     EvaluateConfig,
+    PredictConfig,
     TrainConfig,
     check_overrides,
     config_dir,
@@ -32,7 +35,17 @@ OPTIONS = [
     f"{group}={path.stem}" for group in GROUPS for path in sorted((config_dir() / group).iterdir())
 ]
 # Values that have no default.
-NEEDED = {"callbacks=ema_time_budget": ["callbacks.time_budget.minutes=1"]}
+NEEDED = {
+    "callbacks=ema_time_budget": ["callbacks.time_budget.minutes=1"],
+    "data=molecules": ["data.path=mine.sdf", "data.target=energy"],
+    "data=molecules_on_disk": ["data.path=mine.sdf", "data.target=energy"],
+}
+
+NEEDS_OPTUNA = pytest.mark.skipif(
+    importlib.util.find_spec("optuna") is None,
+    reason="needs Hydra's Optuna plugin: pip install 'pyg-se3[sweeps]'",
+)
+OPTIONAL_LOGGERS = ("wandb", "mlflow")
 
 
 def compose(name: str, overrides: list[str], run: Path | str = "runs/x") -> DictConfig:
@@ -48,7 +61,11 @@ def test_every_group_is_tested():
 
 @pytest.mark.parametrize(
     "overrides",
-    [[o, *NEEDED.get(o, [])] for o in OPTIONS] + [[f"+experiment={e}"] for e in EXPERIMENTS],
+    [[o, *NEEDED.get(o, [])] for o in OPTIONS]
+    + [
+        pytest.param([f"+experiment={e}"], marks=NEEDS_OPTUNA if e.endswith("_sweep") else ())
+        for e in EXPERIMENTS
+    ],
     ids=lambda o: o[0],
 )
 def test_composes_and_builds(overrides, tmp_path):
@@ -64,6 +81,11 @@ def test_composes_and_builds(overrides, tmp_path):
         with pytest.raises(Exception, match="No supported gpu backend found"):
             build_trainer(config)
         return
+    package = overrides[0].removeprefix("logger=")
+    if package in OPTIONAL_LOGGERS and importlib.util.find_spec(package) is None:
+        with pytest.raises(InstantiationException, match=f"pip install .*{package}"):
+            build_trainer(config)
+        return
     trainer = build_trainer(config)
     assert isinstance(trainer, pl.Trainer)
     assert len(trainer.loggers) == len(config.logger)
@@ -73,6 +95,31 @@ def test_composes_and_builds(overrides, tmp_path):
 @pytest.mark.parametrize("kernel", sorted(p.stem for p in (config_dir() / "kernel").iterdir()))
 def test_evaluate_composes(kernel):
     validate(compose("evaluate", ["ckpt_path=x.ckpt", f"kernel={kernel}"]), EvaluateConfig)
+
+
+@pytest.mark.parametrize("kernel", sorted(p.stem for p in (config_dir() / "kernel").iterdir()))
+def test_predict_composes(kernel):
+    overrides = ["ckpt_path=x.ckpt", "input=[a.sdf,b.xyz]", f"kernel={kernel}"]
+    validate(compose("predict", overrides), PredictConfig)
+
+
+def test_callbacks_are_added_to_each_other():
+    basic = set(compose("train", []).callbacks)
+    both = compose("train", ["+experiment=qm9", "callbacks=[ema,early_stopping]"])
+    assert set(both.callbacks) == basic | {"ema", "early_stopping"}
+    quick = ["+experiment=qm9_homo_quick", "callbacks=[ema_time_budget,early_stopping]"]
+    assert set(compose("train", quick).callbacks) == basic | {
+        "ema", "early_stopping", "time_budget",
+    }  # fmt: skip
+    swa = compose("train", ["callbacks=swa"])
+    assert set(swa.callbacks) == basic | {"swa"} and swa.test_weights == "last"
+    finder = compose("train", ["callbacks=lr_finder"])
+    assert set(finder.callbacks) == basic | {"lr_finder"} and finder.test is False
+
+
+def test_extra_loggers_come_beside_the_usual_ones():
+    for name in OPTIONAL_LOGGERS:
+        assert set(compose("train", [f"logger={name}"]).logger) == {"csv", "tensorboard", name}
 
 
 def test_nvidias_recipe():

@@ -124,3 +124,19 @@ def test_help_helps(command):
     for words in ("+experiment=qm9_homo_quick", "data.target=gap", "num_channels: 32"):
         assert words in out
     assert "ckpt_path=runs" in command("evaluate", "--help").stdout
+
+
+def test_deterministic_is_one_word(command, tiny, tmp_path):
+    weights = []
+    try:
+        for name in ("one", "two"):
+            command(
+                "train", *tiny, "deterministic=true", "trainer.max_epochs=1", "test=false",
+                f"run_dir={name}",
+            )  # fmt: skip
+            assert torch.are_deterministic_algorithms_enabled()
+            path = tmp_path / name / "checkpoints" / "last.ckpt"
+            weights.append(torch.load(path, weights_only=True)["state_dict"])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())

@@ -73,5 +73,5 @@ def test_refused(tmp_path, ethanol):
     with pytest.raises(ValueError, match="not a complete XYZ"):
         read_xyz(tmp_path / "bad.xyz")
     (tmp_path / "bad.sdf").write_text("nonsense\n$$$$\n")
-    with pytest.raises(ValueError, match="molecule 1 cannot be read"):
+    with pytest.raises(ValueError, match="molecule 1: cannot be read"):
         read_sdf(tmp_path / "bad.sdf")

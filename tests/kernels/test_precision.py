@@ -57,7 +57,8 @@ def test_float32_is_at_most_twice_as_far_off_as_the_reference(
     plain = errors(problem.derivatives(reference), exact)
     options = KernelOptions(kernel=kernel, compress=compress)
     slack = options.tolerance if compress else 0.0
-    allowed = {name: 2 * error + slack for name, error in plain.items()}
+    noise = 4 * torch.finfo(torch.float32).eps  # of sums in another order
+    allowed = {name: max(2 * error, noise) + slack for name, error in plain.items()}
     assert_within(errors(problem.derivatives(options), exact), allowed)
 
 
@@ -78,7 +79,8 @@ def test_autocast_is_at_most_twice_as_far_off_as_the_reference(
     plain = errors(run(reference), exact)
     options = KernelOptions(kernel=kernel, compress=compress)
     slack = options.tolerance if compress else 0.0
-    allowed = {name: 2 * error + slack for name, error in plain.items()}
+    noise = 4 * torch.finfo(torch.float32).eps  # of sums in another order
+    allowed = {name: max(2 * error, noise) + slack for name, error in plain.items()}
     assert_within(errors(run(options), exact), allowed)
 
 

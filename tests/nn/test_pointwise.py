@@ -84,6 +84,18 @@ def test_norm_of_zeros_is_finite(dtype, fiber):
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fiber", [UNIFORM, UNEQUAL], ids=str)
+def test_norm_of_16_bit_features_is_computed_in_float32(dtype, fiber, generator):
+    layer = EquivariantNorm(fiber)
+    x = 1e-5 * torch.randn(5, Fiber(fiber).dim, generator=generator)
+    x[0], x[1] = 0, 1e7 * x[1]
+    with torch.autocast("cpu", dtype):
+        out = layer(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, layer(x.to(dtype).float()).to(dtype))
+
+
 def test_norm_is_differentiable_twice(generator):
     layer = EquivariantNorm({0: 2, 1: 2}).double()
     x = torch.randn(2, 8, dtype=torch.float64, generator=generator, requires_grad=True)

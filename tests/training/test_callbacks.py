@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 
 from pyg_se3.training import WarmupCosine, read_checkpoint
@@ -21,6 +23,7 @@ from pyg_se3.training.callbacks import (
 )
 from pyg_se3.training.callbacks.finite import NonFiniteLossError
 from pyg_se3.training.callbacks.randomness import get_random_state, set_random_state
+from pyg_se3.training.loggers import MetricsFile, read_metrics
 
 
 class Record(pl.Callback):
@@ -88,6 +91,25 @@ def test_ema_does_not_change_the_weights_in_training(make_data, make_module, mak
     assert all(map(torch.equal, records[0].trained, records[1].trained))
 
 
+def test_ema_refuses_weights_that_are_divided(make_module):
+    trainer = SimpleNamespace(strategy=FSDPStrategy())
+    with pytest.raises(ValueError, match="trainer=ddp"):
+        ExponentialMovingAverage().on_fit_start(trainer, make_module())
+
+
+def test_processes_must_resume_from_one_checkpoint(monkeypatch, tmp_path):
+    def gather(found, mine):
+        found[:] = [mine, None]  # the other node sees no file
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(b"1234")
+    trainer = SimpleNamespace(ckpt_path=path, world_size=2, default_root_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"\('last.ckpt', 4\), None.*all nodes share"):
+        LastCheckpoint(str(tmp_path)).setup(trainer, None, "fit")
+
+
 def test_ema_needs_averages_to_resume(make_data, make_module, make_trainer, tmp_path):
     make_trainer(max_epochs=1, callbacks=[LastCheckpoint(str(tmp_path))]).fit(
         make_module(), datamodule=make_data()
@@ -116,11 +138,56 @@ def test_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
         max_epochs=3,
         callbacks=[StopOnNonFinite(every), LastCheckpoint(str(tmp_path), every_n_steps=1)],
     )
-    with pytest.raises(NonFiniteLossError, match="learning rate.*ckpt_path"):
+    with pytest.raises(NonFiniteLossError, match="learning rate.*resume=true"):
         trainer.fit(module, datamodule=make_data())
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")
     assert checkpoint["global_step"] == 3
     assert all(v.isfinite().all() for v in checkpoint["state_dict"].values())
+
+
+def stopped(trainer, module, data):
+    with pytest.raises((NonFiniteLossError, torch.linalg.LinAlgError)) as error:
+        trainer.fit(module, datamodule=data)
+    found = error.value
+    return str(found if isinstance(found, NonFiniteLossError) else found.__cause__)
+
+
+def test_the_first_layer_that_is_not_finite_is_named(make_data, make_module, make_trainer):
+    module = make_module()
+    layer = module.net.get_submodule("transformer.blocks.1.to_query")
+
+    def spoil(layer, inputs, output):
+        if module.global_step == 3:
+            return output * math.nan
+
+    layer.register_forward_hook(spoil)
+    message = stopped(
+        make_trainer(max_epochs=2, callbacks=[StopOnNonFinite()]), module, make_data()
+    )
+    assert (
+        "at step 3: the first layer whose output is not finite is transformer.blocks.1.to_query"
+        in message
+    )
+    # Before the step: the weights are still good.
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_weights_and_molecules_that_are_not_finite_are_named(make_data, make_module, make_trainer):
+    module = make_module()
+    name, weight = list(module.named_parameters())[4]
+    weight.register_hook(lambda gradient: gradient * math.inf)
+    message = stopped(
+        make_trainer(max_epochs=1, callbacks=[StopOnNonFinite()]), module, make_data()
+    )
+    assert f"at step 1: an earlier step made weights not finite ({name}" in message
+
+    data = make_data()
+    data.setup()
+    data.dataset.store.y[data.split.train[7]] = math.nan
+    message = stopped(
+        make_trainer(max_epochs=1, callbacks=[StopOnNonFinite()]), make_module(), data
+    )
+    assert f"batch.y is not finite in molecules {int(data.split.train[7])}." in message
 
 
 def test_time_budget_ends_the_run_and_the_schedule(make_data, make_module, make_trainer):
@@ -141,13 +208,21 @@ def test_time_budget_is_what_is_left_after_resuming():
     assert second.seconds_left == 60 and second.time_progress == pytest.approx(0.9)
 
 
-def test_throughput_counts_molecules_of_training_only(make_data, make_module, make_trainer):
-    throughput = Throughput(log_every_n_steps=2)
-    trainer = make_trainer(max_epochs=2, callbacks=[throughput])
+def test_throughput_counts_molecules_of_training_only(
+    make_data, make_module, make_trainer, tmp_path
+):
+    throughput = Throughput()
+    logger = MetricsFile(str(tmp_path))
+    trainer = make_trainer(max_epochs=2, log_every_n_steps=2, logger=logger, callbacks=[throughput])
     trainer.fit(make_module(), datamodule=make_data())
     # Five batches of eight an epoch; the clock starts at the end of the first.
     assert throughput.molecules == 2 * 4 * 8
     assert trainer.callback_metrics["train/molecules_per_second"] > 0
+    # In every row that has a loss, whatever the number of batches per epoch.
+    rows = [row for row in read_metrics(logger.path).values() if "train/loss" in row]
+    assert len(rows) == 5
+    assert all(row["train/molecules_per_second"] > 0 for row in rows)
+    assert all(row["train/peak_memory_mb"] > 100 for row in rows)
 
 
 def test_progress_bar_tells_speed_and_time_left(make_data, make_module, make_trainer):
@@ -198,7 +273,6 @@ def test_best_checkpoint_moves_with_the_run(make_data, make_module, make_trainer
         lambda: TimeBudget(0),
         lambda: StopOnNonFinite(0),
         lambda: LastCheckpoint(every_n_steps=0),
-        lambda: Throughput(0),
     ],
 )
 def test_settings_out_of_range(make):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +36,7 @@ class ConfigError(ValueError):
 class PathsConfig:
     """``paths``: where data lies and where runs go."""
 
-    data: str = "data/qm9"
+    data: str = "data"
     runs: str = "runs"
     run: str = "???"
 
@@ -49,7 +50,11 @@ class TrainConfig:
 
     name: str = "???"
     seed: int = 0
+    run_dir: str = "???"
+    resume: bool = False
     ckpt_path: str | None = None
+    deterministic: bool = False
+    matmul_precision: Literal["highest", "high"] | None = None
     test: bool = True
     test_weights: Literal["best", "last"] = "best"
     data: dict[str, Any] = field(default_factory=dict)
@@ -67,8 +72,10 @@ class TrainConfig:
 class EvaluateDataConfig:
     """``data`` of an evaluation: what may differ from the training; null keeps it."""
 
-    root: str = "???"
+    root: str | None = None
     raw_path: str | None = None
+    path: str | list[str] | None = None
+    csv: str | None = None
     eval_batch_size: int | None = None
     num_workers: int | None = None
 
@@ -78,13 +85,35 @@ class EvaluateConfig:
     """The keys of ``conf/evaluate.yaml``."""
 
     ckpt_path: str = "???"
+    matmul_precision: Literal["highest", "high"] | None = None
     kernel: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
 
 
-SCHEMAS: dict[str, type] = {"train": TrainConfig, "evaluate": EvaluateConfig}
+@dataclass
+class PredictConfig:
+    """The keys of ``conf/predict.yaml``."""
+
+    ckpt_path: str = "???"
+    input: str | list[str] = "???"
+    output: str = "???"
+    overwrite: bool = False
+    batch_size: int = 256
+    charge: int = 0
+    skip_invalid: bool = False
+    matmul_precision: Literal["highest", "high"] | None = None
+    kernel: dict[str, Any] = field(default_factory=dict)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "predict": PredictConfig,
+}
 
 
 def config_dir() -> Path:
@@ -123,7 +152,7 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     """Check overrides of a command line before Hydra does, whose messages suggest nothing.
 
     Args:
-        config_name: ``train`` or ``evaluate``.
+        config_name: ``train``, ``evaluate`` or ``predict``.
         arguments: Arguments of the process. Flags are ignored.
 
     Raises:
@@ -136,11 +165,25 @@ def check_overrides(config_name: str, arguments: Sequence[str]) -> None:
     try:
         overrides = OverridesParser.create().parse_overrides(lines)
         with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = hydra.compose(config_name, [_forced(o) for o in overrides])
+            config = hydra.compose(
+                config_name, [_forced(o) for o in overrides], return_hydra_config=True
+            )
     except (HydraException, OmegaConfBaseException, ValueError):
         # Not a matter of keys; Hydra meets it again and says it best.
         return
-    validate(config, SCHEMAS[config_name])
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    del plain["hydra"]
+    validate(plain, SCHEMAS[config_name])
+    _check_writable(Path(config.hydra.run.dir))
+
+
+def _check_writable(folder: Path) -> None:
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"the results cannot be written to {folder}: {place} is read-only or belongs to "
+            "somebody else. Choose another place with paths.runs=..."
+        )
 
 
 _CONFIG_FLAGS = (
@@ -200,7 +243,11 @@ def _check_node(node: Mapping[str, Any], path: str) -> list[str]:
         function = hydra.utils.get_object(target)
     except (ImportError, ValueError) as error:
         return [f"{path}._target_ names {target!r}, which cannot be imported: {error}"]
-    parameters = inspect.signature(function).parameters
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        # Types written in C may have none; Hydra says what does not fit.
+        return []
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         names: Collection[str] = [*parameters, *node]
     else:

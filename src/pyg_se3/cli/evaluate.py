@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
 
 import hydra
-import pytorch_lightning as pl
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from pyg_se3.cli.config import ConfigError, EvaluateConfig, check_overrides, config_dir, validate
 from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning, tell_results
-from pyg_se3.data import QM9DataModule
+from pyg_se3.data import MoleculeDataModule, MoleculesDataModule, QM9DataModule
 from pyg_se3.training import SE3Module, load_model
-from pyg_se3.training.callbacks import ProgressBar, RunReport
+from pyg_se3.training.callbacks import RunReport
+
+DATA_MODULES: dict[str, tuple[type[MoleculeDataModule], str]] = {
+    "QM9DataModule": (QM9DataModule, "qm9"),
+    "MoleculesDataModule": (MoleculesDataModule, "molecules"),
+}
+"""Data modules by name, and where in ``paths.data`` their processed data lies."""
 
 FILES = {
     "summary.md": "this table (summary.json: the same for programs)",
@@ -69,23 +75,29 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     trainer = build_trainer(config)
     report = RunReport()
-    trainer.callbacks += [report, ProgressBar()]  # type: ignore[attr-defined]
+    trainer.callbacks += [report]  # type: ignore[attr-defined]
     trainer.test(module, datamodule=data, verbose=False)
     tell_results(Path(config.paths.run), report.table, FILES)
     return report.summary
 
 
-def build_data(config: DictConfig, record: dict[str, Any]) -> pl.LightningDataModule:
+def build_data(config: DictConfig, record: dict[str, Any]) -> MoleculeDataModule:
     """The data module of a checkpoint, with what the configuration changes."""
     data = record["data"]
-    if data is None or data["class"] != QM9DataModule.__name__:
-        name = "no data module" if data is None else data["class"]
+    name = "no data module" if data is None else data["class"]
+    if name not in DATA_MODULES:
         raise ValueError(
-            f"{config.ckpt_path} was made with {name}, evaluate knows {QM9DataModule.__name__}; "
+            f"{config.ckpt_path} was made with {name}, evaluate knows {', '.join(DATA_MODULES)}; "
             "load the model with pyg_se3.training.load_model and test it on your own loader"
         )
-    changes = {key: value for key, value in config.data.items() if value is not None}
-    return QM9DataModule(**(data["config"] | changes))
+    kind, folder = DATA_MODULES[name]
+    given: Any = OmegaConf.to_container(config.data)
+    changes = {key: value for key, value in given.items() if value is not None}
+    foreign = sorted(changes.keys() - inspect.signature(kind).parameters.keys())
+    if foreign:
+        raise ValueError(f"data.{foreign[0]} is no option of {name}, which the checkpoint needs")
+    changes.setdefault("root", str(Path(config.paths.data) / folder))
+    return kind(**(data["config"] | changes))
 
 
 def _check_split(record: dict[str, Any], data: Any) -> None:

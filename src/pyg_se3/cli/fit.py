@@ -13,9 +13,11 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from pyg_se3.cli.run import USER_ERRORS, quieten_lightning
+from pyg_se3.cli.errors import explain
+from pyg_se3.cli.run import continue_metrics, quieten_lightning
 from pyg_se3.data import QM9DataModule
 from pyg_se3.training import AtomicCheckpointIO, SE3Module, callbacks
+from pyg_se3.training.checkpoint import LAST
 from pyg_se3.training.loggers import MetricsFile
 
 
@@ -64,8 +66,10 @@ class SE3CLI(LightningCLI):
         kwargs["callbacks"] = [
             callbacks.TrainingRandomness(),
             callbacks.StopOnNonFinite(),
+            callbacks.GradientNorm(),
             callbacks.Throughput(),
             callbacks.ProgressBar(),
+            callbacks.RunRecord(root),
             callbacks.RunReport(root),
             LearningRateMonitor("step"),
             callbacks.BestCheckpoint(f"{root}/checkpoints"),
@@ -73,6 +77,22 @@ class SE3CLI(LightningCLI):
             *(settings.get("callbacks") or []),
         ]
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Continue the metrics of a resumed run; leave another run's folder alone.
+
+        Raises:
+            ValueError: If the folder has a run that this one does not continue.
+        """
+        resumed = self._get(self.config, "ckpt_path")
+        last = Path(self.trainer.default_root_dir) / "checkpoints" / LAST
+        if resumed is not None:
+            continue_metrics(self.trainer, resumed)
+        elif last.exists():
+            raise ValueError(
+                f"{last.parent.parent} has a run already: continue it with --ckpt_path={last}, or "
+                "choose another folder with --trainer.default_root_dir"
+            )
 
     def after_fit(self) -> None:
         """Say where everything is."""
@@ -98,5 +118,8 @@ def main(args: list[str] | None = None) -> None:
     quieten_lightning()
     try:
         SE3CLI()
-    except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")

@@ -10,6 +10,8 @@ import sys
 COMMANDS = {
     "train": "train and test with a Hydra configuration: pyg-se3 train +experiment=qm9_homo",
     "evaluate": "redo the test of a checkpoint: pyg-se3 evaluate ckpt_path=.../best.ckpt",
+    "benchmark": "speed and memory here, against other formulations: pyg-se3 benchmark --quick",
+    "predict": "properties of your own molecules: pyg-se3 predict ckpt_path=... input=FILE",
     "convert": "checkpoints of NVIDIA's code to this package and back: pyg-se3 convert IN OUT",
     "fit": "train with Lightning's command line: pyg-se3 fit --config config.yaml",
 }

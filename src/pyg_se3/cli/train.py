@@ -20,23 +20,33 @@ from pyg_se3.cli.config import (
     config_dir,
     validate,
 )
-from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning, save_config, tell_results
-from pyg_se3.data import QM9DataModule
-from pyg_se3.training import SE3Module, read_checkpoint
+from pyg_se3.cli.folder import check_folder, checkpoint_of
+from pyg_se3.cli.run import (
+    build_trainer,
+    continue_metrics,
+    guarded,
+    quieten_lightning,
+    save_config,
+    tell_results,
+)
+from pyg_se3.data import MoleculeDataModule
+from pyg_se3.training import SE3Module
 from pyg_se3.training.callbacks import BestCheckpoint, RunReport
-from pyg_se3.training.loggers import MetricsFile
 
 C = TypeVar("C", bound=pl.Callback)
 
 FILES = {
     "summary.md": "this table (summary.json: the same for programs)",
     "checkpoints/best.ckpt": "best weights on the validation set",
-    "checkpoints/last.ckpt": "to resume from: ckpt_path=...",
-    "metrics.csv": "losses, errors, learning rate, speed by step",
+    "checkpoints/last.ckpt": "to resume from: run_dir=... resume=true",
+    "checkpoints/swa.ckpt": "averaged weights",
+    "metrics.csv": "losses, errors, learning rate, gradient norm, speed, memory by step",
     "learning_curve.png": "the same as a picture",
     "parity.png": "predicted against true values of the test set",
     "test_predictions.csv": "every prediction of the test set",
+    "lr_finder.png": "loss against learning rate (lr_finder.json: the same for programs)",
     "config.yaml": "the whole configuration",
+    "provenance.json": "code, versions and machine of the run",
     "tensorboard": "for `tensorboard --logdir`",
 }
 
@@ -66,13 +76,15 @@ def train(config: DictConfig) -> float | None:
         The best validation error, for sweeps; None where there was no validation.
 
     Raises:
-        ConfigError: If the configuration has unknown keys or values of a wrong type.
+        ConfigError: If the configuration has unknown keys or values of a wrong type, or the folder
+            has a run already.
         ValueError: If its parts do not fit together.
     """
     validate(config, TrainConfig)
+    check_folder(config)
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    resumed = None if config.ckpt_path is None else read_checkpoint(config.ckpt_path)
-    data: QM9DataModule = instantiate(config.data, _convert_="all")
+    resumed = checkpoint_of(config)
+    data: MoleculeDataModule = instantiate(config.data, _convert_="all")
     # Once for its errors, before the data is made: that may take a minute.
     build_net(config, {0: 6}, {}, data.num_targets)
     data.prepare_data()
@@ -87,9 +99,9 @@ def train(config: DictConfig) -> float | None:
     trainer = build_trainer(config)
     save_config(config)
     if resumed is not None:
-        _continue_metrics(trainer, config.ckpt_path, resumed["global_step"])
+        continue_metrics(trainer, resumed)
     _tell_start(config, data, net)
-    trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path)
+    trainer.fit(module, datamodule=data, ckpt_path=resumed)
     if trainer.interrupted:
         raise KeyboardInterrupt
     best = _callback(trainer, BestCheckpoint)
@@ -129,15 +141,8 @@ def _callback(trainer: pl.Trainer, kind: type[C]) -> C | None:
     return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
-def _continue_metrics(trainer: pl.Trainer, ckpt_path: str, step: int) -> None:
-    earlier = Path(ckpt_path).resolve().parent.parent / "metrics.csv"
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
-            logger.continue_from(earlier, step)
-
-
 @pl.utilities.rank_zero_only
-def _tell_start(config: DictConfig, data: QM9DataModule, net: nn.Module) -> None:
+def _tell_start(config: DictConfig, data: MoleculeDataModule, net: nn.Module) -> None:
     targets = ", ".join(
         f"{name} ({unit})" for name, unit in zip(data.target_names, data.target_units, strict=True)
     )

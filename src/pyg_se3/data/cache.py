@@ -72,9 +72,23 @@ def save(path: Path, tensors: Mapping[str, Tensor], spec: Mapping[str, Any]) -> 
     Raises:
         OSError: If the folder cannot be written; nothing half-written stays behind.
     """
+    write(path, lambda stream: torch.save(dict(tensors), stream), spec)
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object], spec: Mapping[str, Any]) -> None:
+    """Write a file of any form and its manifest, each atomically, the manifest last.
+
+    Args:
+        path: Path of the processed file.
+        fill: Writes the content into a binary stream.
+        spec: Description of how it was made.
+
+    Raises:
+        OSError: If the folder cannot be written; nothing half-written stays behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A crash between the two leaves a manifest whose checksum does not fit: load() finds out.
-    _write_atomically(path, lambda stream: torch.save(dict(tensors), stream))
+    # A crash between the two leaves a manifest whose checksum does not fit: check() finds out.
+    _write_atomically(path, fill)
     manifest = {
         "schema": SCHEMA,
         "spec": dict(spec),
@@ -99,8 +113,70 @@ def load(path: Path, spec: Mapping[str, Any], *, mmap: bool = False) -> dict[str
     Raises:
         CacheError: If the file is there but truncated, damaged or made otherwise.
     """
-    if not path.exists() and not manifest_path(path).exists():
+    if not check(path, spec):
         return None
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
+
+def load_or_make(
+    path: Path,
+    spec: Mapping[str, Any],
+    make: Callable[[], Mapping[str, Tensor]],
+    *,
+    mmap: bool = False,
+    force: bool = False,
+    tell: Callable[[str], None],
+) -> Mapping[str, Tensor]:
+    """Read a processed file, or make it; one process makes it and others wait.
+
+    Args:
+        path: Path of the processed file.
+        spec: Description of how it is made.
+        make: Makes the tensors.
+        mmap: Map the file into memory instead of reading it.
+        force: Make it even if a good file is there.
+        tell: Called with a sentence about what happens, if it is out of the ordinary.
+
+    Returns:
+        The tensors.
+    """
+
+    def read(report: bool) -> dict[str, Tensor] | None:
+        try:
+            return load(path, spec, mmap=mmap)
+        except CacheError as error:
+            if report:
+                tell(f"{path} cannot be used: {error}; it is made again")
+            return None
+
+    found = None if force else read(report=False)
+    if found is not None:
+        return found
+    with locked(path, waiting=lambda: tell("waiting for another process")):
+        # Another process may have made the file while this one waited.
+        found = None if force else read(report=True)
+        if found is not None:
+            return found
+        tensors = make()
+        save(path, tensors, spec)
+    return (read(report=True) if mmap else None) or tensors
+
+
+def check(path: Path, spec: Mapping[str, Any]) -> bool:
+    """Whether a processed file is there; if it is, it is whole.
+
+    Args:
+        path: Path of the processed file.
+        spec: Description it must have been made with.
+
+    Returns:
+        False if there is neither file nor manifest.
+
+    Raises:
+        CacheError: If the file is there but truncated, damaged or made otherwise.
+    """
+    if not path.exists() and not manifest_path(path).exists():
+        return False
     try:
         manifest = json.loads(manifest_path(path).read_text(encoding="utf-8"))
         size, checksum, made = manifest["bytes"], manifest["sha256"], manifest["spec"]
@@ -116,7 +192,7 @@ def load(path: Path, spec: Mapping[str, Any], *, mmap: bool = False) -> dict[str
         raise CacheError(f"it has {path.stat().st_size} bytes instead of {size} (truncated?)")
     if _checksum(path) != checksum:
         raise CacheError("its checksum is wrong (corrupted)")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    return True
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
+from pyg_se3.data.geometry import GeometryCache
 from pyg_se3.data.rows import Rows
 from pyg_se3.data.samplers import BalancedBatchSampler, EpochSampler
 
@@ -19,15 +20,24 @@ class Collate:
 
     Args:
         columns: Columns of ``y`` to give; all if None.
+        geometry: Edge frames of the data set, for batches gathered in one go.
     """
 
-    def __init__(self, columns: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, columns: Sequence[int] | None = None, geometry: GeometryCache | None = None
+    ) -> None:
         self.columns = None if columns is None else list(columns)
+        self.geometry = geometry
 
     def __call__(self, items: Sequence[Data]) -> Batch:
         """A batch of ``items``."""
-        if isinstance(items, Rows) and items.dataset.transform is None:
-            return items.dataset.batch(items.indices, self.columns)
+        if isinstance(items, Rows):
+            dataset, rows = items.dataset, items.dataset.positions(items.indices)
+            if dataset.transform is None:
+                batch = dataset.gather(rows, self.columns)
+                return batch if self.geometry is None else self.geometry.attach(batch, rows)
+            # One reading for all of them, which matters on disk.
+            items = [dataset.transform(data) for data in dataset.gather(rows).to_data_list()]
         batch = Batch.from_data_list(list(items))
         if self.columns is not None:
             batch.y = batch.y[:, self.columns]
@@ -41,10 +51,14 @@ class MoleculeLoader(DataLoader):
     hands back: a resumed run continues with the batch after the last one that was trained on.
     The position counts molecules (or balanced batches), not steps.
 
+    The last ``num_repeated`` molecules of a batch are there only because every process must have a
+    batch; other processes have them, too.
+
     Args:
         dataset: A :class:`pyg_se3.data.QM9`, or any sequence of ``Data``.
         batch_size: Molecules per batch.
         columns: Columns of ``y`` to give; all if None.
+        geometry: Edge frames of the data set, which then come along as ``edge_frames``.
         **kwargs: Arguments of ``torch.utils.data.DataLoader``.
     """
 
@@ -54,6 +68,7 @@ class MoleculeLoader(DataLoader):
         batch_size: int = 1,
         *,
         columns: Sequence[int] | None = None,
+        geometry: GeometryCache | None = None,
         **kwargs: Any,
     ) -> None:
         # A generator of its own keeps the loader from drawing from the global random state.
@@ -61,7 +76,7 @@ class MoleculeLoader(DataLoader):
             kwargs["generator"] = torch.Generator().manual_seed(0)
         super().__init__(dataset, batch_size, **kwargs)
         self.columns = columns
-        self.collate_fn = Collate(columns)
+        self.collate_fn = Collate(columns, geometry)
         self._position: tuple[int, int] | None = None
 
     def _resumable(self) -> tuple[EpochSampler | BalancedBatchSampler, int] | None:
@@ -80,6 +95,7 @@ class MoleculeLoader(DataLoader):
         sampler, advance = resumable
         epoch, done = sampler.epoch, sampler.start
         for batch in super().__iter__():
+            batch.num_repeated = sampler.num_repeated(done, batch.num_graphs)
             done += advance
             self._position = (epoch, done)
             yield batch

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +16,36 @@ from torch_geometric.data import Data
 from pyg_se3.data.bonds import BondForm, bonds_from_geometry, bonds_of_mol, check_bond_form
 from pyg_se3.data.features import EDGE_DIM, atom_features
 from pyg_se3.data.graphs import complete_graph, radius_graph
+from pyg_se3.data.molecule_files import Record, read_records
 from pyg_se3.data.targets import ELEMENTS
+
+GraphKind = Literal["bonds", "radius", "complete"]
+"""What becomes an edge."""
+
+
+def check_graph(graph: str, bonds: str, cutoff: float | None) -> None:
+    """Refuse options of the graph that are unknown or contradict each other.
+
+    Args:
+        graph: ``"bonds"``, ``"radius"`` or ``"complete"``.
+        bonds: ``"kekule"`` or ``"aromatic"``.
+        cutoff: Radius in Å, for ``graph="radius"`` only.
+
+    Raises:
+        ValueError: If they are not valid.
+    """
+    if graph not in get_args(GraphKind):
+        raise ValueError(f"graph={graph!r} is unknown; expected one of {get_args(GraphKind)}")
+    check_bond_form(bonds)
+    if graph == "radius":
+        if cutoff is None:
+            raise ValueError("graph='radius' needs a cutoff in Å, e.g. cutoff=5.0")
+        if not cutoff > 0:
+            raise ValueError(f"cutoff must be positive, got {cutoff}")
+    elif cutoff is not None:
+        raise ValueError(f"cutoff={cutoff} has a meaning for graph='radius' only, got {graph!r}")
+    if bonds == "aromatic" and graph != "bonds":
+        warnings.warn(f"bonds='aromatic' has no effect with graph={graph!r}", stacklevel=4)
 
 
 def data_from_arrays(
@@ -126,16 +157,10 @@ def read_sdf(
         FileNotFoundError: If there is no such file.
         ValueError: If a molecule cannot be read or used; names its position in the file.
     """
-    path = _existing(path)
-    found = []
-    for number, mol in enumerate(Chem.SDMolSupplier(str(path), removeHs=False), start=1):
-        if mol is None:
-            raise ValueError(f"{path}: molecule {number} cannot be read by RDKit")
-        try:
-            found.append(data_from_mol(mol, bonds=bonds, elements=elements))
-        except ValueError as error:
-            raise ValueError(f"{path}: molecule {number}: {error}") from error
-    return found
+    return [
+        data_from_record(record, bonds=bonds, elements=elements)
+        for record in read_records(_existing(path), kind="sdf")
+    ]
 
 
 def read_xyz(
@@ -164,21 +189,61 @@ def read_xyz(
         FileNotFoundError: If there is no such file.
         ValueError: If the file is not in XYZ format.
     """
-    path = _existing(path)
-    lines = path.read_text(encoding="utf-8").splitlines()
-    table = Chem.GetPeriodicTable()
-    try:
-        count = int(lines[0])
-        rows = [lines[2 + i].split() for i in range(count)]
-        z = [int(row[0]) if row[0].isdigit() else table.GetAtomicNumber(row[0]) for row in rows]
-        pos = np.array([[float(value) for value in row[1:4]] for row in rows])
-        if pos.shape != (count, 3) or min(z, default=0) < 1:
-            raise ValueError("atoms need an element and three coordinates")
-    except (IndexError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a complete XYZ file ({error})") from error
-    return data_from_arrays(
-        z, pos, graph=graph, bonds=bonds, cutoff=cutoff, charge=charge, elements=elements
+    record = next(read_records(_existing(path), kind="xyz"), None)
+    if record is None:
+        raise ValueError(f"{path} is not a complete XYZ file (it is empty)")
+    return data_from_record(
+        record, graph=graph, bonds=bonds, cutoff=cutoff, charge=charge, elements=elements
     )
+
+
+def data_from_record(
+    record: Record,
+    *,
+    graph: str = "bonds",
+    bonds: BondForm = "kekule",
+    cutoff: float | None = None,
+    charge: int = 0,
+    elements: Sequence[int] = ELEMENTS,
+) -> Data:
+    """A molecule from an entry of an SDF or XYZ file.
+
+    Args:
+        record: The entry.
+        graph: See :func:`data_from_arrays`; bonds of an SDF entry are its own.
+        bonds: ``"kekule"`` or ``"aromatic"``.
+        cutoff: Radius in Å, for ``graph="radius"``.
+        charge: Total charge of XYZ entries without a ``charge`` of their own.
+        elements: Elements with a one-hot feature.
+
+    Returns:
+        See :func:`data_from_arrays`, and ``name``.
+
+    Raises:
+        ValueError: If the entry cannot be used; names its place.
+    """
+    mol, z, pos = record.mol, record.z, record.pos
+    try:
+        if mol is not None:
+            data = data_from_mol(mol, bonds=bonds, elements=elements)
+            z, pos = data.z.numpy(), np.array(mol.GetConformer().GetPositions())
+        elif z is None:
+            raise ValueError("cannot be read by RDKit")
+        if mol is None or graph != "bonds":
+            assert z is not None and pos is not None
+            data = data_from_arrays(
+                z,
+                pos,
+                graph=graph,
+                bonds=bonds,
+                cutoff=cutoff,
+                charge=int(record.properties.get("charge", charge)),
+                elements=elements,
+            )
+    except ValueError as error:
+        raise ValueError(f"{record.place}: {error}") from error
+    data.name = record.name
+    return data
 
 
 def _existing(path: str | Path) -> Path:

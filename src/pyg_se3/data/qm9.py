@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,21 +12,19 @@ import torch
 import torch_geometric
 from rdkit import rdBase
 from torch import Tensor
-from torch_geometric.data import Batch, Data, Dataset
+from torch_geometric.data import Batch, Data
 
 from pyg_se3.data import cache
-from pyg_se3.data.bonds import BondForm, check_bond_form
+from pyg_se3.data.bonds import BondForm
+from pyg_se3.data.dataset import MoleculeDataset
+from pyg_se3.data.molecules import GraphKind, check_graph
 from pyg_se3.data.processing import process_pyg, process_qm9pack
 from pyg_se3.data.readers import files_identity, qm9pack_files, qm9pack_identity, raw_files
-from pyg_se3.data.rows import Rows
 from pyg_se3.data.store import MoleculeStore
 from pyg_se3.data.targets import ELEMENTS, get_target
 
 Source = Literal["qm9pack", "pyg"]
 """Where the raw data comes from."""
-
-GraphKind = Literal["bonds", "radius", "complete"]
-"""What becomes an edge."""
 
 # A change of any of these files may change the processed data.
 _CODE = (
@@ -35,7 +32,7 @@ _CODE = (
 )  # fmt: skip
 
 
-class QM9(Dataset):
+class QM9(MoleculeDataset):
     """QM9: 130,831 molecules with 19 targets, as ``Data`` objects for SE(3)-Transformers.
 
     Each item has ``x`` [N, 6] (one-hot H, C, N, O, F and the atomic number), ``pos`` [N, 3] in Å,
@@ -96,48 +93,14 @@ class QM9(Dataset):
         """Molecule at position ``idx`` of the whole data set, before ``transform``."""
         return self.store.item(idx)
 
-    def __getitems__(self, indices: Sequence[int]) -> Rows:
-        """Molecules for one batch, not yet touched; PyTorch's loaders call this."""
-        return Rows(self, indices)
-
-    def batch(
-        self, indices: Sequence[int] | Tensor, columns: Sequence[int] | Tensor | None = None
-    ) -> Batch:
-        """Collate molecules straight from the concatenated storage; ``transform`` is not applied.
-
-        Args:
-            indices: Positions in this (sub)set [B].
-            columns: Columns of ``y`` to give; all if None.
-
-        Returns:
-            PyG ``Batch``.
-        """
-        return self.store.gather(self.positions(indices), columns)
-
-    def positions(self, indices: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Positions in the storage of items of this (sub)set; of all items if None."""
-        if self._indices is None:
-            if indices is None:
-                return torch.arange(len(self))
-            return torch.as_tensor(indices, dtype=torch.long)
-        if indices is None:
-            return torch.as_tensor(self._indices, dtype=torch.long)
-        return torch.tensor([self._indices[int(i)] for i in indices], dtype=torch.long)
-
     @property
-    def y(self) -> Tensor:
-        """Targets of this (sub)set [M, 19] float64."""
-        return self.store.y if self._indices is None else self.store.y[self.positions()]
+    def table(self) -> MoleculeStore:
+        """Targets and sizes of all molecules."""
+        return self.store
 
-    @property
-    def num_atoms(self) -> Tensor:
-        """Atoms per molecule of this (sub)set [M]."""
-        return self.store.num_atoms[self.positions()]
-
-    @property
-    def num_edges_per_molecule(self) -> Tensor:
-        """Directed edges per molecule of this (sub)set [M]."""
-        return self.store.num_edges[self.positions()]
+    def gather(self, rows: Tensor, columns: Sequence[int] | Tensor | None = None) -> Batch:
+        """A batch of molecules by their positions in the storage."""
+        return self.store.gather(rows, columns)
 
     def smiles(self, index: int) -> str:
         """SMILES of an item (empty for ``source="pyg"``)."""
@@ -203,28 +166,15 @@ class QM9(Dataset):
         return spec
 
     def _prepare(self, mmap: bool, force: bool, progress: bool) -> MoleculeStore:
-        if not force:
-            store = self._load(mmap, report=False)
-            if store is not None:
-                return store
-        with cache.locked(self.path, waiting=lambda: _tell("waiting for another process")):
-            # Another process may have made the file while this one waited.
-            store = None if force else self._load(mmap, report=True)
-            if store is None:
-                store = self._process(progress)
-                cache.save(self.path, store.tensors(), self.spec)
-                if mmap:
-                    store = self._load(mmap, report=True) or store
-        return store
-
-    def _load(self, mmap: bool, report: bool) -> MoleculeStore | None:
-        try:
-            tensors = cache.load(self.path, self.spec, mmap=mmap)
-        except cache.CacheError as error:
-            if report:
-                _tell(f"{self.path} cannot be used: {error}; it is made again")
-            return None
-        return None if tensors is None else MoleculeStore.from_tensors(tensors)
+        tensors = cache.load_or_make(
+            self.path,
+            self.spec,
+            lambda: self._process(progress).tensors(),
+            mmap=mmap,
+            force=force,
+            tell=_tell,
+        )
+        return MoleculeStore.from_tensors(dict(tensors))
 
     def _process(self, progress: bool) -> MoleculeStore:
         if self.source == "pyg":
@@ -246,24 +196,12 @@ def _check_options(
 ) -> None:
     if source not in get_args(Source):
         raise ValueError(f"source={source!r} is unknown; expected one of {get_args(Source)}")
-    if graph not in get_args(GraphKind):
-        raise ValueError(f"graph={graph!r} is unknown; expected one of {get_args(GraphKind)}")
-    check_bond_form(bonds)
-    if graph == "radius":
-        if cutoff is None:
-            raise ValueError("graph='radius' needs a cutoff in Å, e.g. cutoff=5.0")
-        if not cutoff > 0:
-            raise ValueError(f"cutoff must be positive, got {cutoff}")
-    elif cutoff is not None:
-        raise ValueError(f"cutoff={cutoff} has a meaning for graph='radius' only, got {graph!r}")
-    if bonds == "aromatic":
-        if graph != "bonds":
-            warnings.warn(f"bonds='aromatic' has no effect with graph={graph!r}", stacklevel=3)
-        elif source == "pyg":
-            raise ValueError(
-                "source='pyg' has Kekulé bonds only (its SDF is read unsanitised); use "
-                "bonds='kekule', or source='qm9pack' for aromatic bonds"
-            )
+    check_graph(graph, bonds, cutoff)
+    if bonds == "aromatic" and graph == "bonds" and source == "pyg":
+        raise ValueError(
+            "source='pyg' has Kekulé bonds only (its SDF is read unsanitised); use "
+            "bonds='kekule', or source='qm9pack' for aromatic bonds"
+        )
     if source == "pyg" and raw_path is not None and not isinstance(raw_path, (str, Path)):
         raise ValueError("raw_path must be one folder for source='pyg'")
 

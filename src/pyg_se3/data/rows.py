@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch_geometric.data import Data
 
 if TYPE_CHECKING:
-    from pyg_se3.data.qm9 import QM9
+    from pyg_se3.data.dataset import MoleculeDataset
 
 
 class Rows(Sequence[Data]):
@@ -22,7 +22,7 @@ class Rows(Sequence[Data]):
         indices: Positions in it.
     """
 
-    def __init__(self, dataset: QM9, indices: Sequence[int]) -> None:
+    def __init__(self, dataset: MoleculeDataset, indices: Sequence[int]) -> None:
         self.dataset = dataset
         self.indices = indices
 

@@ -47,6 +47,11 @@ class EpochSampler(DistributedSampler):
     ) -> None:
         if size < 1:
             raise ValueError(f"a sampler needs at least one item, got size={size}")
+        if not pad and size < world_size:
+            raise ValueError(
+                f"{size} molecules cannot be shared among {world_size} processes such that each "
+                "has one; use fewer processes or a larger set"
+            )
         super().__init__(
             range(size),  # type: ignore[arg-type]
             num_replicas=world_size,
@@ -63,18 +68,30 @@ class EpochSampler(DistributedSampler):
             self.start = 0
         self.epoch = epoch
 
-    def order(self) -> list[int]:
+    def order(self) -> Tensor:
         """The epoch's order of all items, before it is shared among ranks."""
         if not self.shuffle:
-            return list(range(self.size))
-        return _permutation(self.size, self.seed, self.epoch).tolist()
+            return torch.arange(self.size)
+        return _permutation(self.size, self.seed, self.epoch)
 
     def __iter__(self) -> Iterator[int]:
         order = self.order()
         if self.pad:
             missing = -self.size % self.world_size
-            order += (order * (missing // self.size + 1))[:missing]
-        yield from order[self.start + self.rank :: self.world_size]
+            order = torch.cat([order, order.repeat(missing // self.size + 1)[:missing]])
+        # Never all as Python numbers at once: of ten million those take half a gigabyte.
+        for part in order[self.start + self.rank :: self.world_size].split(4096):
+            yield from part.tolist()
+
+    def num_repeated(self, done: int, count: int) -> int:
+        """How many of this rank's next ``count`` items only pad the epoch; they are the last ones.
+
+        Args:
+            done: Items, counted over all ranks, that came before.
+            count: Number of items.
+        """
+        start, step = done + self.rank, self.world_size
+        return sum(p >= self.size for p in range(start, start + count * step, step))
 
     def __len__(self) -> int:
         """Items of this rank in a whole epoch, wherever the next pass starts."""
@@ -86,10 +103,13 @@ class EpochSampler(DistributedSampler):
 class BalancedBatchSampler(DistributedSampler):
     """Batches whose total size (atoms or edges) is bounded and nearly equal.
 
-    The epoch's order is dealt out, one molecule at a time, to the batch with the smallest total
-    so far. With K batches no total exceeds ``sum(sizes) / K + max(sizes)``; K is chosen such that
-    this is at most ``max_size``. K does not change between epochs and is a multiple of the number
-    of ranks, so ranks finish together and memory is predictable.
+    Molecules are dealt out, one at a time, each to the batch with the smallest total so far: first
+    those of the largest size class (powers of two), in random order, then those of the next.
+    With K batches, no total then exceeds ``S_c / K + s_c`` for the class c that came last into it,
+    with S_c the sum of all sizes down to that class and s_c its largest. K is the smallest number
+    for which this is at most ``max_size`` for every class, so batches are as full as can be
+    promised. It does not change between epochs and is a multiple of the number of ranks: all ranks
+    have equally many batches of nearly equal size, and memory is predictable.
 
     Use it as ``batch_sampler``; under DDP with ``Trainer(use_distributed_sampler=False)``.
 
@@ -117,7 +137,7 @@ class BalancedBatchSampler(DistributedSampler):
     ) -> None:
         if sizes.numel() == 0:
             raise ValueError("a sampler needs at least one molecule, got none")
-        largest, total = int(sizes.max()), int(sizes.sum())
+        largest = int(sizes.max())
         if largest > max_size:
             raise ValueError(
                 f"the largest molecule has size {largest}, more than a whole batch may have "
@@ -132,7 +152,9 @@ class BalancedBatchSampler(DistributedSampler):
         )
         self.sizes, self.max_size = sizes.tolist(), max_size
         self.world_size = world_size
-        count = max(1, -(-total // max(max_size - largest, 1)))
+        # The exponent of the power of two below each size; empty molecules belong to the last.
+        self._class = torch.frexp(sizes.clamp(min=1).double()).exponent
+        count = _enough_batches(sizes, self._class, max_size)
         # One molecule per batch always fits, and there cannot be more batches than molecules.
         self.num_batches = min(count + -count % world_size, sizes.numel())
         if self.num_batches % world_size:
@@ -155,24 +177,47 @@ class BalancedBatchSampler(DistributedSampler):
 
     def batches(self) -> list[list[int]]:
         """All batches of the epoch, over all ranks."""
-        order: list[int] = list(range(len(self.sizes)))
+        order = torch.arange(len(self.sizes))
         if self.shuffle:
-            order = _permutation(len(self.sizes), self.seed, self.epoch).tolist()
+            order = _permutation(len(self.sizes), self.seed, self.epoch)
+        order = order[self._class[order].argsort(descending=True, stable=True)]
         batches: list[list[int]] = [[] for _ in range(self.num_batches)]
         # Empty molecules (no edges) also count a little, so that every batch gets something.
         heap = [(0, 0, i) for i in range(self.num_batches)]
-        for item in order:
+        for item in order.tolist():
             size, count, batch = heap[0]
             heapq.heapreplace(heap, (size + self.sizes[item], count + 1, batch))
             batches[batch].append(item)
+        if self.shuffle:
+            # Batches with the largest molecules would come first otherwise.
+            places = _permutation(self.num_batches, self.seed, self.epoch).tolist()
+            return [batches[place] for place in places]
         return batches
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         yield from self.batches()[self.start + self.rank :: self.world_size]
 
+    def num_repeated(self, done: int, count: int) -> int:
+        """No item is repeated."""
+        return 0
+
     def __len__(self) -> int:
         """Batches of this rank in a whole epoch, wherever the next pass starts."""
         return self.num_batches // self.world_size
+
+
+def _enough_batches(sizes: Tensor, classes: Tensor, max_size: int) -> int:
+    """Smallest number of batches that keeps to ``max_size`` whatever the order inside a class."""
+    enough, total, count = 1, 0, 0
+    for kind in classes.unique().flip(0).tolist():
+        members = sizes[classes == kind]
+        total += int(members.sum())
+        count += members.numel()
+        room = max_size - int(members.max())
+        # Either the bound holds, or every molecule so far has a batch of its own.
+        needed = count if room == 0 else min(count, -(-total // room))
+        enough = max(enough, needed)
+    return enough
 
 
 def _permutation(size: int, seed: int, epoch: int) -> Tensor:

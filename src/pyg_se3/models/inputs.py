@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from torch_geometric.data import Data
 
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.edges import check_edge_attr, edge_geometry, plain_edge_index
-from pyg_se3.so3 import EdgeGeometry
+from pyg_se3.ops.edge_runs import edge_kinds, similar_runs
+from pyg_se3.so3 import EdgeGeometry, unpack_frames
 
 Features = Tensor | Mapping[int, Tensor]
 """Packed features ``[N, fiber.dim]``, or by degree ``{l: [N, C_l, 2l+1]}``."""
@@ -43,17 +45,18 @@ class Graph:
         Nodes do not feel the order of edges; neighbours in this order have similar radial
         activations, which is what compression lives on.
         """
-        key = self.geometry.distance.detach().double()
-        if self.edge_attr is not None and self.edge_attr.shape[1]:
-            attr = self.edge_attr.detach().double()
-            kinds = attr @ torch.arange(1.0, attr.shape[1] + 1, dtype=torch.double).to(attr.device)
-            key = key + kinds * 1e4
-        order = key.argsort()
+        distance = self.geometry.distance.detach().double()
+        kinds = edge_kinds(self.edge_attr, distance)
+        order = (kinds * 1e4 + distance).argsort()
+        geometry = self.geometry.permute(order)
+        if distance.device.type == "cpu" and not torch.compiler.is_compiling():
+            runs = similar_runs(kinds[order].numpy(), distance[order].numpy())
+            geometry = replace(geometry, runs=runs)
         return Graph(
             self.x,
             self.edge_index[:, order],
             None if self.edge_attr is None else self.edge_attr[order],
-            self.geometry.permute(order),
+            geometry,
             self.batch,
             self.num_graphs,
         )
@@ -73,10 +76,14 @@ def read_graph(
 ) -> Graph:
     """Check and pack the inputs of a model.
 
+    A ``Data`` may hold ``edge_frames`` of :func:`pyg_se3.so3.pack_frames`, which save computing
+    the geometry; they are used only if they fit the positions and these need no gradient.
+
     Raises:
         ValueError: something is missing, of a wrong shape, or out of range.
         TypeError: a PyG ``Data`` together with tensors.
     """
+    frames = None
     if isinstance(x, Data):
         given = {"pos": pos, "edge_index": edge_index, "edge_attr": edge_attr, "batch": batch}
         twice = [name for name, value in given.items() if value is not None]
@@ -87,6 +94,7 @@ def read_graph(
         if missing:
             raise ValueError(f"Data lacks {', '.join(missing)}; it has {sorted(data.keys())}")
         pos = data.pos if geometry is None else None
+        frames = data.get("edge_frames") if geometry is None else None
         edge_index, batch = data.edge_index, data.batch
         edge_attr = data.edge_attr if fiber_edge else None
         num_graphs = data.num_graphs if batch is not None else 1
@@ -96,6 +104,9 @@ def read_graph(
     edge_index = plain_edge_index(edge_index, packed.shape[0])
     if pos is not None and pos.shape[0] != packed.shape[0]:
         raise ValueError(f"pos is of {pos.shape[0]} nodes, x of {packed.shape[0]}")
+    if frames is not None and pos is not None:
+        geometry = _stored_geometry(max_degree, edge_index, pos, frames)
+        pos = pos if geometry is None else None
     geometry = edge_geometry(max_degree, edge_index, pos, geometry)
     if edge_attr is not None:
         edge_attr = _packed(fiber_edge, edge_attr, "edge_attr") if fiber_edge else edge_attr
@@ -108,6 +119,24 @@ def read_graph(
     if num_graphs is None:
         num_graphs = int(batch.max()) + 1 if batch.numel() else 0
     return Graph(packed, edge_index, edge_attr, geometry, batch, num_graphs)
+
+
+def _stored_geometry(
+    max_degree: int, edge_index: Tensor, pos: Tensor, frames: Tensor
+) -> EdgeGeometry | None:
+    """Geometry from the ``edge_frames`` of a ``Data``; ``None``, and a warning, if it is stale."""
+    reason = "positions need a gradient"
+    if not pos.requires_grad:
+        source, target = edge_index
+        geometry = unpack_frames(pos[target] - pos[source], frames, max_degree)
+        if geometry is not None:
+            return geometry
+        reason = "positions have moved, or are of higher precision than the frames"
+    warnings.warn(
+        f"precomputed edge frames are not used: {reason}; the geometry is computed in every step",
+        stacklevel=2,
+    )
+    return None
 
 
 def _packed(fiber: Fiber, features: Features, name: str) -> Tensor:

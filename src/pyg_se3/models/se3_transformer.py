@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
 from pyg_se3.fiber import Fiber
@@ -13,6 +12,7 @@ from pyg_se3.models.base import EquivariantModel
 from pyg_se3.models.inputs import Features, Graph, read_graph
 from pyg_se3.nn import EquivariantNorm, EquivariantPooling, SE3Attention, TFNConv
 from pyg_se3.nn.pooling import Pooling
+from pyg_se3.nn.recompute import recomputed
 from pyg_se3.ops import KernelOptions, RadialSharing
 from pyg_se3.so3 import EdgeGeometry
 
@@ -207,14 +207,15 @@ class SE3Transformer(EquivariantModel):
         x, geometry = graph.x.to(graph.geometry.distance.dtype), graph.geometry
         if self.detach_geometry:
             geometry = geometry.detach_directions()
-        low_memory = self.kernel_options.memory == "low" and self.training
+        memory = self.kernel_options.memory
         for block, norm in zip(self.blocks, self.norms, strict=True):
 
             def layer(x: Tensor, block: nn.Module = block, norm: nn.Module = norm) -> Tensor:
                 edges, attr = graph.edge_index, graph.edge_attr
-                return norm(block(x, edges, edge_attr=attr, geometry=geometry))
+                x = block(x, edges, edge_attr=attr, geometry=geometry)
+                return recomputed(norm, x, store=memory != "default")
 
-            x = checkpoint(layer, x, use_reentrant=False) if low_memory else layer(x)
+            x = recomputed(layer, x, store=memory != "low")
         return self.last(x, graph.edge_index, edge_attr=graph.edge_attr, geometry=geometry)
 
 

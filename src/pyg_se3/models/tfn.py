@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data
 
 from pyg_se3.fiber import Fiber
@@ -13,6 +12,7 @@ from pyg_se3.models.base import EquivariantModel
 from pyg_se3.models.inputs import Features, read_graph
 from pyg_se3.nn import EquivariantNorm, EquivariantPooling, TFNConv
 from pyg_se3.nn.pooling import Pooling
+from pyg_se3.nn.recompute import recomputed
 from pyg_se3.ops import KernelOptions, RadialSharing
 from pyg_se3.so3 import EdgeGeometry
 
@@ -128,14 +128,15 @@ class TFN(EquivariantModel):
             geometry = geometry.detach_directions()
         features = graph.x.to(geometry.distance.dtype)
         norms = [*self.norms, nn.Identity()]
-        low = self.kernel_options.memory == "low" and self.training
+        memory = self.kernel_options.memory
         for conv, norm in zip(self.convs, norms, strict=True):
 
             def layer(x: Tensor, conv: nn.Module = conv, norm: nn.Module = norm) -> Tensor:
                 edges, attr = graph.edge_index, graph.edge_attr
-                return norm(conv(x, edges, edge_attr=attr, geometry=geometry))
+                x = conv(x, edges, edge_attr=attr, geometry=geometry)
+                return recomputed(norm, x, store=memory != "default")
 
-            features = checkpoint(layer, features, use_reentrant=False) if low else layer(features)
+            features = recomputed(layer, features, store=memory != "low")
         if self.pooling is not None:
             features = self.pooling(features, graph.batch, graph.num_graphs)
         return self.fiber_out.unpack(features)

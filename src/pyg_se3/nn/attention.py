@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.conv import TFNConv
 from pyg_se3.nn.edges import edge_geometry, plain_edge_index, radial_inputs, source_features
-from pyg_se3.nn.linear import EquivariantLinear, concatenate
+from pyg_se3.nn.linear import EquivariantLinear
 from pyg_se3.nn.radial import radial_activations
 from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention, uses_tangents
 from pyg_se3.so3 import EdgeGeometry
@@ -124,9 +123,8 @@ class SE3Attention(MessagePassing):
         edge_index = plain_edge_index(edge_index, x.shape[0])
         geometry = edge_geometry(self.to_key_value.plan.max_degree, edge_index, pos, geometry)
         attended = self.message_and_aggregate(edge_index, x, edge_attr, geometry)
-        skip = self.fiber_in.restricted_to(self.fiber_out)
-        kept = x if skip == self.fiber_in else _select(self.fiber_in, skip, x)
-        return self.project(concatenate(self.attention.value, skip, attended, kept))
+        parts = [(self.attention.value, attended), (self.fiber_in, x)]
+        return self.project.forward_parts(parts)
 
     def message_and_aggregate(
         self, edge_index: Tensor, x: Tensor, edge_attr: Tensor | None, geometry: EdgeGeometry
@@ -137,7 +135,8 @@ class SE3Attention(MessagePassing):
         invariants = radial_inputs(conv.fiber_edge, edge_attr, geometry)
         features, rows = source_features(conv.fiber_in, conv.fiber_edge, x, source, edge_attr)
         sketch = uses_tangents(x.device, geometry, conv.plan, conv.kernel_options)
-        activations, tangents = radial_activations(conv.radial, invariants, sketch)
+        store = conv.kernel_options.memory == "fast"
+        activations, tangents = radial_activations(conv.radial, invariants, sketch, store)
         return tfn_attention(
             conv.plan,
             self.attention,
@@ -159,8 +158,3 @@ class SE3Attention(MessagePassing):
             f"heads={self.attention.heads}, value={self.attention.value}, "
             f"key={self.attention.key}, groups={len(self.to_key_value.plan.groups)})"
         )
-
-
-def _select(fiber: Fiber, part: Fiber, x: Tensor) -> Tensor:
-    blocks = dict(zip(fiber, x.split(fiber.sizes, 1), strict=True))
-    return torch.cat([blocks[degree] for degree in part], dim=1)

@@ -128,7 +128,8 @@ class TFNConv(MessagePassing):
         invariants = radial_inputs(self.fiber_edge, edge_attr, geometry)
         x, source = source_features(self.fiber_in, self.fiber_edge, x, edge_index_j, edge_attr)
         sketch = uses_tangents(x.device, geometry, self.plan, self.kernel_options)
-        activations, tangents = radial_activations(self.radial, invariants, sketch)
+        store = self.kernel_options.memory == "fast"
+        activations, tangents = radial_activations(self.radial, invariants, sketch, store)
         return tfn_conv(
             self.plan,
             x,

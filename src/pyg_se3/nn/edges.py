@@ -13,8 +13,8 @@ from pyg_se3.so3 import EdgeGeometry
 def plain_edge_index(edge_index: Tensor, num_nodes: int) -> Tensor:
     """The edge index as an ordinary tensor ``[2, E]``, checked.
 
-    Indices are compared with the number of nodes on the CPU only: on other devices that would wait
-    for the device.
+    Indices are compared with the number of nodes on the CPU only and not in compiled models: on
+    other devices that would wait for the device.
 
     Raises:
         ValueError: wrong shape or type, or an index without a node.
@@ -26,7 +26,7 @@ def plain_edge_index(edge_index: Tensor, num_nodes: int) -> Tensor:
             f"edge_index has shape {list(edge_index.shape)} and type {edge_index.dtype}, "
             "expected [2, E] of torch.int64"
         )
-    if edge_index.device.type == "cpu" and edge_index.numel():
+    if _may_look(edge_index) and edge_index.numel():
         low, high = edge_index.aminmax()
         if low < 0 or high >= num_nodes:
             raise ValueError(
@@ -34,6 +34,11 @@ def plain_edge_index(edge_index: Tensor, num_nodes: int) -> Tensor:
                 f"expected 0 to {num_nodes - 1} for {num_nodes} nodes"
             )
     return edge_index
+
+
+def _may_look(tensor: Tensor) -> bool:
+    """Whether a decision may hang on the values of a tensor at no great cost."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def edge_geometry(
@@ -57,7 +62,7 @@ def edge_geometry(
     assert pos is not None
     if pos.dim() != 2 or pos.shape[1] != 3:
         raise ValueError(f"pos has shape {list(pos.shape)}, expected [N, 3]")
-    if pos.device.type == "cpu" and not bool(pos.isfinite().all()):
+    if _may_look(pos) and not bool(pos.isfinite().all()):
         first = int((~pos.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"pos is not finite: node {first} is at {pos[first].tolist()}")
     source, target = edge_index

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,15 +46,110 @@ class EquivariantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map packed features ``[N, fiber_in.dim]`` to ``[N, fiber_out.dim]``."""
-        blocks = self.fiber_in.split(x)
-        mapped = [
-            (blocks[degree] @ self.weights[str(degree)].T).flatten(1) for degree in self.fiber_out
-        ]
-        return mapped[0] if len(mapped) == 1 else torch.cat(mapped, dim=1)
+        return self.forward_parts([(self.fiber_in, x)])
+
+    def forward_parts(self, parts: Sequence[tuple[Fiber, Tensor]]) -> Tensor:
+        """:meth:`forward` on features in several tensors, see :func:`packed_linear`."""
+        return packed_linear(parts, self.fiber_out, list(self.weights.values()))
 
     def extra_repr(self) -> str:
         """The two fibers."""
         return f"{self.fiber_in} -> {self.fiber_out}"
+
+
+def packed_linear(
+    parts: Sequence[tuple[Fiber, Tensor]], fiber_out: Fiber, weights: Sequence[Tensor]
+) -> Tensor:
+    """Linear map of the channels of each degree, joined from several features.
+
+    Products are in the precision of autocast, if that is on; the result has the features' type.
+
+    Args:
+        parts: fibers and packed features ``[N, fiber.dim]``; in every degree, channels of the first
+            come first. Degrees that ``fiber_out`` lacks are ignored.
+        fiber_out: of the result.
+        weights: ``[C_out, C_in]`` per degree of ``fiber_out``.
+
+    Returns:
+        packed ``[N, fiber_out.dim]``.
+    """
+    fibers, features = zip(*parts, strict=True)
+    device = features[0].device.type
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else features[0].dtype
+    return _PackedLinear.apply(fibers, fiber_out, dtype, *features, *weights)
+
+
+class _PackedLinear(torch.autograd.Function):
+    """Keeps packed features for the backward pass rather than a copy of every degree."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fibers: tuple[Fiber, ...],
+        fiber_out: Fiber,
+        dtype: torch.dtype,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Map degree by degree."""
+        ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype
+        ctx.save_for_backward(*tensors)
+        features, weights = tensors[: len(fibers)], tensors[len(fibers) :]
+        y = features[0].new_empty(features[0].shape[0], fiber_out.dim)
+        blocks = [fiber.split(x) for fiber, x in zip(fibers, features, strict=True)]
+        with torch.autocast(y.device.type, enabled=False):
+            for (degree, target), weight in zip(fiber_out.split(y).items(), weights, strict=True):
+                products = [
+                    blocks[index][degree].to(dtype) @ weight[:, columns].to(dtype).T
+                    for index, columns in _columns(fibers, degree)
+                ]
+                target.copy_(sum(products[1:], start=products[0]))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Made of differentiable operations."""
+        fibers, fiber_out, dtype = ctx.fibers, ctx.fiber_out, ctx.dtype
+        saved = ctx.saved_tensors  # once: a checkpoint around this gives them out only once
+        features, weights = saved[: len(fibers)], saved[len(fibers) :]
+        needed = ctx.needs_input_grad[3:]
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            dy = {degree: part.to(dtype) for degree, part in fiber_out.split(gradients[0]).items()}
+            blocks = [fiber.split(x) for fiber, x in zip(fibers, features, strict=True)]
+            dblocks: list[dict[int, Tensor]] = [{} for _ in fibers]
+            dweights = []
+            for degree, weight in zip(fiber_out, weights, strict=True):
+                columns_of_part = []
+                for index, columns in _columns(fibers, degree):
+                    x = blocks[index][degree]
+                    if needed[index]:
+                        dblocks[index][degree] = dy[degree] @ weight[:, columns].to(dtype)
+                    product = dy[degree].flatten(0, 1).T @ x.to(dtype).flatten(0, 1)
+                    columns_of_part.append(product.to(weight.dtype))
+                dweights.append(torch.cat(columns_of_part, dim=1))
+            dfeatures = [
+                torch.cat(
+                    [
+                        known[d].to(x.dtype).flatten(1) if d in known else torch.zeros_like(part)
+                        for d, part in zip(fiber, x.split(fiber.sizes, 1), strict=True)
+                    ],
+                    dim=1,
+                )
+                if need
+                else None
+                for fiber, x, known, need in zip(fibers, features, dblocks, needed, strict=False)
+            ]
+        return (None, None, None, *dfeatures, *dweights)
+
+
+def _columns(fibers: Sequence[Fiber], degree: int) -> list[tuple[int, slice]]:
+    """Columns of a degree's weight that belong to each of the fibers that have the degree."""
+    start, found = 0, []
+    for index, fiber in enumerate(fibers):
+        if degree in fiber:
+            found.append((index, slice(start, start + fiber[degree])))
+            start += fiber[degree]
+    return found
 
 
 def concatenate(first: Fiber, second: Fiber, x: Tensor, y: Tensor) -> Tensor:

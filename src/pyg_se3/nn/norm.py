@@ -46,7 +46,9 @@ class EquivariantNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Packed features ``[N, fiber.dim]`` to the same shape."""
-        blocks = self.fiber.split(x)
+        # The square of a small norm is zero in 16 bits.
+        wide = x.float() if x.dtype.itemsize < 4 else x
+        blocks = self.fiber.split(wide)
         norms = torch.cat(
             [
                 (
@@ -63,7 +65,7 @@ class EquivariantNorm(nn.Module):
             (block * factor[:, None]).flatten(1)
             for block, factor in zip(blocks.values(), factors, strict=True)
         ]
-        return scaled[0] if len(scaled) == 1 else torch.cat(scaled, dim=1)
+        return (scaled[0] if len(scaled) == 1 else torch.cat(scaled, dim=1)).to(x.dtype)
 
     def _normalise(self, norms: Tensor) -> Tensor:
         if self.group_norm is not None:

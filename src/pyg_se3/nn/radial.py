@@ -8,10 +8,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from pyg_se3.nn.recompute import recomputed
 from pyg_se3.ops import TFNPlan, pack_plan
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
-from pyg_se3.so3.constants import cached_constant
+from pyg_se3.so3.constants import traceable_constant
 
 SKETCH_DIRECTIONS = 4
 """Random directions in parameter space whose derivatives are sketched."""
@@ -65,7 +66,8 @@ class RadialProfile(nn.Sequential):
         for position, layer in enumerate(self):
             value, change = _push_forward(layer, value, change, position)
         columns = change.transpose(0, 1).flatten(1)
-        return columns @ _directions(SKETCH_WIDTH, columns.shape[1], 0).T.to(columns)
+        mix = _directions(SKETCH_WIDTH, columns.shape[1], 0, columns.dtype, columns.device)
+        return columns @ mix.T
 
     def reset_parameters(self) -> None:
         """Initialise as PyTorch does by default."""
@@ -75,7 +77,7 @@ class RadialProfile(nn.Sequential):
 
 
 def radial_activations(
-    profiles: Iterable[nn.Module], invariants: Tensor, sketch: bool
+    profiles: Iterable[nn.Module], invariants: Tensor, sketch: bool, store: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Activations of every profile and, if wanted and of use, their tangents.
 
@@ -84,11 +86,12 @@ def radial_activations(
         invariants: of the edges, ``[E, C]``.
         sketch: whether a kernel may use tangents. They are of no use if the invariants themselves
             need a gradient, or if no parameter does.
+        store: keep the hidden layers for the backward pass rather than compute them again.
     """
     activations, tangents = [], []
     for profile in profiles:
         assert isinstance(profile, RadialProfile)
-        values = profile(invariants)
+        values = recomputed(profile, invariants, store=store)
         activations.append(values)
         if sketch and values.requires_grad and not invariants.requires_grad:
             tangents.append(profile.tangents(invariants))
@@ -134,6 +137,8 @@ class RadialWeights(nn.Module):
         PyTorch does not count changes made through ``parameter.data``: after such a change in
         evaluation mode, call ``eval()`` or ``train()`` again to have it noticed.
         """
+        if torch.compiler.is_compiling():
+            return pack_plan(self.plan, self.by_pair())
         parameters = list(self.weights.values())
         recorded = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if recorded or any(p.is_inference() for p in parameters):
@@ -161,10 +166,13 @@ class RadialWeights(nn.Module):
         )
 
 
-@cached_constant
-def _directions(rows: int, columns: int, seed: int) -> Tensor:
+@traceable_constant(lambda rows, columns, seed: (rows, columns))
+def _directions(
+    rows: int, columns: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Fixed normal numbers ``[rows, columns]``, the same in every run."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    numbers = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    return numbers.to(device=device, dtype=dtype)
 
 
 def _push_forward(
@@ -174,9 +182,10 @@ def _push_forward(
 
     def draw(parameter: Tensor, seed: int) -> Tensor:
         """A direction per sketch, as long as the parameter is: ``[directions, *shape]``."""
-        flat = _directions(SKETCH_DIRECTIONS, parameter.numel(), 1000 * position + seed)
+        size, number = parameter.numel(), 1000 * position + seed
+        flat = _directions(SKETCH_DIRECTIONS, size, number, parameter.dtype, parameter.device)
         scale = parameter.detach().square().mean().sqrt() + 1e-3
-        return flat.view(-1, *parameter.shape).to(parameter) * scale
+        return flat.view(-1, *parameter.shape) * scale
 
     if isinstance(layer, nn.Linear):
         weight, bias = draw(layer.weight, 1), draw(layer.bias, 2)

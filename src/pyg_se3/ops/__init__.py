@@ -1,7 +1,8 @@
 """The kernel seam: one problem description, one reference, fast kernels behind one door."""
 
-from pyg_se3.ops.dispatch import tfn_attention, tfn_conv, uses_tangents
-from pyg_se3.ops.edge_autograd import AttentionShape
+from pyg_se3.ops.attention_shape import AttentionShape
+from pyg_se3.ops.dispatch import uses_tangents
+from pyg_se3.ops.operators import tfn_attention, tfn_conv
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import pack_plan
 from pyg_se3.ops.plan import RadialGroup, RadialSharing, TFNPlan

@@ -1,7 +1,8 @@
 """The edge form chunk by chunk, forward and backward, without a graph.
 
-Two levels: a *block* of edges shares one basis of radial activations and the weights that go with
-it; within a block, *chunks* small enough that their outer products stay in the cache.
+Three levels: a *batch* of blocks makes the weights that fit their bases together; a *block* of
+edges shares one basis of radial activations and the weights that go with it; within a block,
+*chunks* are small enough that their outer products stay in the cache.
 
 Components of a rotated block of degree l are -m .. m around the centre, so a stride of 2m picks
 the pair (-m, +m). In the products, rows are that pair and columns the two parts (A, B).
@@ -9,8 +10,10 @@ the pair (-m, +m). In the products, rows are that pair and columns the two parts
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +22,7 @@ from pyg_se3.fiber import Fiber
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
 from pyg_se3.ops.frame_rotation import channel_slices
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
+from pyg_se3.ops.stacked_bases import ProductSums, StackedBases
 
 Blocks = dict[int, Tensor]
 """Features of a chunk of edges by degree, ``{l: [e, 2l+1, C_l]}``."""
@@ -33,12 +37,16 @@ class EdgeSettings:
     """Execution settings of the edge form, all decided.
 
     Attributes:
-        block_size: edges that share a basis of radial activations.
+        block_size: edges that share a basis of radial activations, unless ``bounds`` says.
         chunk_size: edges per product.
+        chunk_columns: edges times columns of the basis that a product may have in any case: with
+            few columns, chunks are longer.
         compress: whether to prune and compress the radial activations.
         tolerance: of the compression.
         product_dtype: type of the large matrix products; sums and the rest stay in the type of x.
         activation_grad_dtype: type of the product for the gradient of the radial activations.
+        bounds: ``0, .., E``, where runs of similar edges begin and end; a run shares a basis.
+        store: keep keys and values for the backward pass rather than compute them again.
     """
 
     block_size: int
@@ -47,6 +55,9 @@ class EdgeSettings:
     tolerance: float
     product_dtype: torch.dtype
     activation_grad_dtype: torch.dtype
+    chunk_columns: int = 0
+    bounds: tuple[int, ...] | None = None
+    store: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,39 +138,85 @@ class EdgeForm:
             for group in self.plan.groups
         ]
 
-    def blocks(self) -> list[Block]:
-        """All edges in blocks, with the bases for their activations."""
-        total, size = self.radial[0].shape[0], self.settings.block_size
-        tangents: Sequence[Tensor | None] = self.tangents or [None] * len(self.radial)
-        blocks = []
-        for start in range(0, total, size):
-            edges = slice(start, min(start + size, total))
-            if self.settings.compress:
-                bases = tuple(
-                    compressed_basis(
-                        g[edges], None if t is None else t[edges], self.settings.tolerance
-                    )
-                    for g, t in zip(self.radial, tangents, strict=True)
-                )
-            else:
-                bases = tuple(full_basis(g[edges]) for g in self.radial)
-            blocks.append(Block(edges, bases))
-        return blocks
+    def batches(self) -> list[list[Block]]:
+        """All edges in blocks, with the bases for their activations, in batches.
 
-    def weights(self, block: Block) -> list[list[Tensor]]:
-        """Packed weights that fit the bases of a block."""
-        hidden, dtype = self.plan.hidden, self.settings.product_dtype
+        The weights that fit a batch of blocks take at most about twice the space of the packed
+        weights.
+        """
+        batches: list[list[Block]] = []
+        room = 0
+        for block in self._blocks():
+            rank = max(basis.rank for basis in block.bases)
+            if room < rank:
+                batches.append([])
+                room = 2 * self.plan.hidden
+            batches[-1].append(block)
+            room -= rank
+        return batches
+
+    def _blocks(self) -> Iterator[Block]:
+        total, settings = self.radial[0].shape[0], self.settings
+        if not settings.compress:
+            if total:
+                yield Block(slice(0, total), tuple(full_basis(g) for g in self.radial))
+            return
+        bounds = settings.bounds or (*range(0, total, settings.block_size), total)
+        tangents: Sequence[Tensor | None] = self.tangents or [None] * len(self.radial)
+        for start, stop in pairwise(bounds):
+            edges = slice(start, stop)
+            bases = tuple(
+                compressed_basis(g[edges], None if t is None else t[edges], settings.tolerance)
+                for g, t in zip(self.radial, tangents, strict=True)
+            )
+            yield Block(edges, bases)
+
+    def stacks(self, batch: Sequence[Block]) -> list[StackedBases]:
+        """The bases of a batch, by group."""
+        hidden = self.plan.hidden
         return [
-            [basis.weights(matrix, hidden).to(dtype) for matrix in matrices]
-            for basis, matrices in zip(block.bases, self.packed, strict=True)
+            StackedBases([block.bases[index] for block in batch], hidden)
+            for index in range(len(self.plan.groups))
         ]
 
+    def weights(self, batch: Sequence[Block]) -> list[list[list[Tensor]]]:
+        """Packed weights that fit the bases: by block, group and ``|m|``."""
+        dtype = self.settings.product_dtype
+        by_group = [
+            [stack.weights(matrix, dtype) for matrix in matrices]
+            for stack, matrices in zip(self.stacks(batch), self.packed, strict=True)
+        ]
+        return [
+            [[parts[position] for parts in orders] for orders in by_group]
+            for position in range(len(batch))
+        ]
+
+    def weighted(
+        self, batches: Sequence[Sequence[Block]]
+    ) -> Iterator[tuple[Block, list[list[Tensor]]]]:
+        """Every block with the weights that fit its bases, by group and ``|m|``."""
+        for batch in batches:
+            yield from zip(batch, self.weights(batch), strict=True)
+
+    def backward(
+        self, batches: Sequence[Sequence[Block]], total: EdgeGradients
+    ) -> Iterator[tuple[Block, BlockBackward]]:
+        """Every block with its backward pass, to be run before the next one is asked for."""
+        for batch in batches:
+            work = BatchBackward(self, batch, total)
+            for part in work.blocks():
+                yield part.block, part
+            work.finish()
+
     def chunks(self, block: Block) -> Iterator[tuple[slice, slice]]:
-        """Chunks of a block: which edges, and where they are within the block."""
-        first, stop, size = block.edges.start, block.edges.stop, self.settings.chunk_size
-        for start in range(first, stop, size):
-            end = min(start + size, stop)
-            yield slice(start, end), slice(start - first, end - first)
+        """Chunks of a block, similar in size: which edges, and where they are within the block."""
+        first, total = block.edges.start, block.edges.stop - block.edges.start
+        width = max(basis.width for basis in block.bases)
+        size = max(self.settings.chunk_size, self.settings.chunk_columns // width)
+        size = math.ceil(total / math.ceil(total / size))
+        for start in range(0, total, size):
+            stop = min(start + size, total)
+            yield slice(first + start, first + stop), slice(start, stop)
 
     def rotate_in(self, fiber: Fiber, features: Blocks, edges: slice) -> Local:
         """Features by degree into the edge frame."""
@@ -254,19 +311,79 @@ class EdgeForm:
         )
 
 
+class BatchBackward:
+    """Backward pass of a batch of blocks: one after the other, then what they have in common.
+
+    Args:
+        form: the convolution.
+        batch: the blocks.
+        total: accumulators for the gradients.
+    """
+
+    def __init__(self, form: EdgeForm, batch: Sequence[Block], total: EdgeGradients) -> None:
+        self.form, self.batch, self.total = form, batch, total
+        wanted: Sequence[Sequence[Tensor | None]] = total.packed or [
+            [None] * len(matrices) for matrices in form.packed
+        ]
+        self._sums = [
+            [ProductSums(stack, w, dw) for w, dw in zip(matrices, gradients, strict=True)]
+            for stack, matrices, gradients in zip(
+                form.stacks(batch), form.packed, wanted, strict=True
+            )
+        ]
+
+    def blocks(self) -> Iterator[BlockBackward]:
+        """The backward passes of the blocks."""
+        weights = self.form.weights(self.batch)
+        for position, block in enumerate(self.batch):
+            yield BlockBackward(
+                self.form, block, weights[position], self.total, self._sums, position
+            )
+
+    def finish(self) -> None:
+        """Add what the blocks have in common to the gradients."""
+        total = self.total
+        for index, sums in enumerate(self._sums):
+            if total.packed is not None:
+                for part in sums:
+                    part.add_weight_gradient()
+            if total.radial is None:
+                continue
+            bases = [block.bases[index] for block in self.batch]
+            if not any(basis.spans_tangents for basis in bases):
+                continue
+            spanned = sums[0].activation_gradient()
+            for part in sums[1:]:
+                spanned += part.activation_gradient()
+            rows = spanned.split([basis.width for basis in bases])
+            for block, basis, row in zip(self.batch, bases, rows, strict=True):
+                if basis.spans_tangents:
+                    torch.mm(basis.values, row, out=total.radial[index][block.edges])
+
+
 class BlockBackward:
-    """Backward pass of one block: chunk by chunk, then what they have in common.
+    """Backward pass of one block, chunk by chunk.
 
     Args:
         form: the convolution.
         block: the edges.
+        weights: that fit its bases, by group and ``|m|``.
         total: accumulators for the gradients.
+        sums: of the products of the batch, by group and ``|m|``.
+        position: of the block in its batch.
     """
 
-    def __init__(self, form: EdgeForm, block: Block, total: EdgeGradients) -> None:
-        self.form, self.block, self.total = form, block, total
-        self.weights = form.weights(block)
-        self._products: list[list[Tensor | None]] = [[None] * len(f) for f in form.factors]
+    def __init__(
+        self,
+        form: EdgeForm,
+        block: Block,
+        weights: list[list[Tensor]],
+        total: EdgeGradients,
+        sums: list[list[ProductSums]],
+        position: int,
+    ) -> None:
+        self.form, self.block, self.weights, self.total = form, block, weights, total
+        self._sums, self._position = sums, position
         hidden, narrow = form.plan.hidden, form.settings.activation_grad_dtype
         # The gradient of the activations is a by-product where the basis spans their derivatives;
         # elsewhere it takes a product of its own with all active columns.
@@ -282,7 +399,9 @@ class BlockBackward:
             self._exact_weights.append(
                 []
                 if exact is None or (exact is basis and narrow == form.settings.product_dtype)
-                else [exact.weights(w, hidden).to(narrow) for w in form.packed[index]]
+                else [
+                    StackedBases([exact], hidden).weights(w, narrow)[0] for w in form.packed[index]
+                ]
             )
 
     def chunk(
@@ -295,7 +414,7 @@ class BlockBackward:
         messages: Local | None,
         gradient: Blocks,
     ) -> Blocks:
-        """Gradient of a chunk's source features by degree; keeps the others for :meth:`finish`.
+        """Gradient of a chunk's source features by degree, and adds to the others.
 
         Args:
             edges: which edges.
@@ -315,7 +434,8 @@ class BlockBackward:
             for factor in factors:
                 rows = self._message_gradient(dy, factor)
                 if self.total.packed is not None or self.block.bases[index].spans_tangents:
-                    self._add_product(index, factor.order, outer[index][factor.order], rows)
+                    sums = self._sums[index][factor.order]
+                    sums.add(self._position, outer[index][factor.order], rows)
                 self._feature_gradient(index, factor, within, rows, dx, written)
                 self._activation_gradient(index, factor, edges, within, rows, local)
         if self.total.wigner is not None:
@@ -346,16 +466,6 @@ class BlockBackward:
             else:
                 rows[:, 1, 1, channels] = -pair[:, 0]
         return rows.view(2 * edges, 2 * factor.num_columns)
-
-    def _add_product(self, index: int, order: int, outer: Tensor, rows: Tensor) -> None:
-        previous = self._products[index][order]
-        dtype = self.total.packed[index][order].dtype if self.total.packed else rows.dtype
-        if previous is None:
-            self._products[index][order] = (outer.T @ rows).to(dtype)
-        elif previous.dtype == rows.dtype:
-            previous.addmm_(outer.T, rows)
-        else:
-            previous += outer.T @ rows
 
     def _feature_gradient(
         self,
@@ -411,24 +521,6 @@ class BlockBackward:
             product = torch.bmm(block, local[degree].transpose(1, 2))
             self.total.wigner[degree][edges, :, columns] += product
 
-    def finish(self) -> None:
-        """Add what the chunks of the block have in common to the gradients."""
-        form, total, hidden = self.form, self.total, self.form.plan.hidden
-        for index, basis in enumerate(self.block.bases):
-            spanned = None
-            for m, product in enumerate(self._products[index]):
-                if product is None:
-                    continue
-                if total.packed is not None:
-                    basis.add_weight_gradient(total.packed[index][m], product, hidden)
-                if total.radial is not None and basis.spans_tangents:
-                    flat = form.packed[index][m].view(hidden, -1)
-                    part = product.view(basis.width, -1) @ flat.T
-                    spanned = part if spanned is None else spanned + part
-            if spanned is not None:
-                assert total.radial is not None
-                torch.mm(basis.values, spanned, out=total.radial[index][self.block.edges])
-
 
 def _contract_values(back: Tensor, values: Tensor) -> Tensor:
     """``sum_r a_er back_ecrK``: ``[e, c, K]`` from ``[e, c, r, K]`` and ``[e, r]``."""
@@ -454,6 +546,7 @@ def _contract_channels(back: Tensor, x: Tensor) -> Tensor:
 
 
 __all__ = [
+    "BatchBackward",
     "Block",
     "BlockBackward",
     "Blocks",

@@ -40,24 +40,18 @@ class RadialBasis:
         """Number of columns."""
         return self.values.shape[1]
 
-    def weights(self, matrix: Tensor, hidden: int) -> Tensor:
-        """Rows ``[rank * K, C]`` of a packed weight ``[H * K, C]`` that fit the first columns."""
-        if self.active is None and self.coordinates is None:
-            return matrix
-        rows = matrix.view(hidden, -1)
-        rows = rows[self.active] if self.coordinates is None else self.coordinates @ rows
-        return rows.view(-1, matrix.shape[1])
+    @property
+    def is_identity(self) -> bool:
+        """Whether ``values`` is ``g`` itself."""
+        return self.active is None and self.coordinates is None
 
-    def add_weight_gradient(self, total: Tensor, gradient: Tensor, hidden: int) -> None:
-        """Add the gradient ``[w * K, C]`` by columns to that of the weights, ``[H * K, C]``."""
+    def rows(self, hidden: int) -> Tensor:
+        """``[rank, H]`` with ``g ~ values[:, :rank] @ rows``."""
         if self.coordinates is not None:
-            part = gradient.view(self.width, -1)[: self.rank]
-            total.view(hidden, -1).addmm_(self.coordinates.T, part)
-        elif self.active is not None:
-            part = gradient.view(self.active.numel(), -1)
-            total.view(hidden, -1).index_add_(0, self.active, part)
-        else:
-            total.add_(gradient)
+            return self.coordinates
+        if self.active is None:
+            raise ValueError("the basis is the activations themselves and needs no rows")
+        return torch.eye(hidden, dtype=self.values.dtype, device=self.values.device)[self.active]
 
 
 def full_basis(radial: Tensor) -> RadialBasis:

@@ -9,15 +9,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.cost import edge_cost, source_cost
-from pyg_se3.ops.edge_autograd import AttentionShape, edge_attention, edge_conv
+from pyg_se3.ops.edge_autograd import edge_attention, edge_conv
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import PackedWeights, pack_plan
 from pyg_se3.ops.plan import PairWeights, TFNPlan
 from pyg_se3.ops.reference import tfn_conv_reference
 from pyg_se3.ops.source_autograd import source_attention, source_conv
+from pyg_se3.ops.triton_conv import triton_attention, triton_conv
 from pyg_se3.so3 import EdgeGeometry
 
 logger = logging.getLogger(__name__)
@@ -25,12 +27,18 @@ logger = logging.getLogger(__name__)
 CPU_CHUNK = 512
 """Edges per chunk on a CPU, so that the outer products stay in its cache."""
 
+CPU_COLUMNS = 3072
+"""Edges times columns of the radial basis per chunk on a CPU, if that makes chunks longer."""
+
 CPU_BLOCK = 512
 """Edges per block on a CPU: more share the work on the weights, but compress less well."""
 
 COMPRESSED_RANK, PRUNED_RANK, TYPICAL_PADDING = 0.25, 0.6, 1.1
 """For the choice by cost: what compression leaves of the radial activations for edges sorted by
 length and for edges sorted by source, and slots per edge of the source form."""
+
+CONVOLUTIONS = {"edge": edge_conv, "source": source_conv, "triton": triton_conv}
+ATTENTIONS = {"edge": edge_attention, "source": source_attention, "triton": triton_attention}
 
 WORKSPACE_BYTES = 1 << 29
 """Size of the outer products of one chunk on other devices."""
@@ -73,10 +81,10 @@ def tfn_conv(
     _validate(plan, x, source, radial, geometry)
     if options.kernel == "reference":
         return tfn_conv_reference(plan, x, source, radial, geometry, weights)
-    settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
+    settings = edge_settings(plan, x.device, geometry.distance.dtype, geometry.runs, options)
+    x = x.to(geometry.distance.dtype)  # only matrix products are done in less
     radial = [g.to(x.dtype) for g in radial]
-    convolve = source_conv if _by_source(plan, x, source, options) else edge_conv
-    y = convolve(
+    y = CONVOLUTIONS[choose_kernel(plan, x, source, options)](
         plan,
         settings,
         x,
@@ -132,9 +140,9 @@ def tfn_attention(
         messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed, tangents)
         return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     _validate(plan, x, source, radial, geometry)
-    settings, (x, geometry) = _edge_settings(plan, x, geometry, options), _full(x, geometry)
-    attend = source_attention if _by_source(plan, x, source, options) else edge_attention
-    return attend(
+    settings = edge_settings(plan, x.device, geometry.distance.dtype, geometry.runs, options)
+    x = x.to(geometry.distance.dtype)  # only matrix products are done in less
+    return ATTENTIONS[choose_kernel(plan, x, source, options)](
         plan,
         settings,
         shape,
@@ -170,51 +178,63 @@ def _wigner(plan: TFNPlan, geometry: EdgeGeometry) -> tuple[Tensor, ...]:
     return geometry.wigner[: plan.max_degree + 1]
 
 
-def _full(x: Tensor, geometry: EdgeGeometry) -> tuple[Tensor, EdgeGeometry]:
-    """Features in the geometry's precision: only matrix products are done in less."""
-    dtype = geometry.distance.dtype
-    return (x if x.dtype == dtype else x.to(dtype)), geometry
-
-
-def _edge_settings(
-    plan: TFNPlan, x: Tensor, geometry: EdgeGeometry, options: KernelOptions
+def edge_settings(
+    plan: TFNPlan,
+    device: torch.device,
+    dtype: torch.dtype,
+    runs: tuple[int, ...] | None,
+    options: KernelOptions,
 ) -> EdgeSettings:
-    device, dtype = x.device.type, geometry.distance.dtype
-    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    compress = _compresses(x.device, plan, options)
-    chunk = options.chunk_size
+    """Settings for edges on a device with geometry of a type, as options and autocast say."""
+    product = dtype
+    if torch.is_autocast_enabled(device.type):
+        product = torch.get_autocast_dtype(device.type)
+    compress = _compresses(device, plan, options)
+    chunk, columns = options.chunk_size, 0
     if chunk is None:
-        if device == "cpu":
-            chunk = CPU_CHUNK
+        if device.type == "cpu":
+            chunk, columns = CPU_CHUNK, CPU_COLUMNS
         else:
             width = sum(c for d, c in plan.fiber_in.items())
             chunk = max(1024, WORKSPACE_BYTES // (2 * product.itemsize * plan.hidden * width))
     narrow = torch.bfloat16 if options.fast else product
     block = max(CPU_BLOCK, chunk) if compress else chunk
-    return EdgeSettings(block, chunk, compress, options.tolerance, product, narrow)
+    return EdgeSettings(
+        block,
+        chunk,
+        compress,
+        options.tolerance,
+        product,
+        narrow,
+        columns,
+        runs,
+        options.memory == "fast",
+    )
 
 
-def _by_source(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptions) -> bool:
-    """Whether to apply the weights per source node rather than per edge.
+def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptions) -> str:
+    """Name of the fast kernel that the options ask for or cost suggests.
 
-    Grouping the edges by source waits for the device, so on other devices than the CPU this form
-    is used only when asked for.
+    Grouping the edges by source waits for the device, so on other devices than the CPU the source
+    form is used only when asked for.
     """
-    if options.kernel == "auto":
-        compress = _compresses(x.device, plan, options)
-        nodes, edges = min(x.shape[0], source.numel()), source.numel()
-        by_source = x.device.type == "cpu" and source_cost(
-            plan, nodes, int(TYPICAL_PADDING * edges), PRUNED_RANK if compress else 1.0
-        ) < edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
-    else:
-        by_source = options.kernel == "source"
-    _log_choice("source" if by_source else "edge", x.device.type, options)
-    return by_source
+    kernel = options.kernel
+    if kernel == "auto":
+        kernel = "edge"
+        if x.device.type == "cpu":
+            compress = _compresses(x.device, plan, options)
+            nodes, edges = min(x.shape[0], source.numel()), source.numel()
+            slots, rank = int(TYPICAL_PADDING * edges), PRUNED_RANK if compress else 1.0
+            by_edge = edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
+            if source_cost(plan, nodes, slots, rank) < by_edge:
+                kernel = "source"
+    _log_choice(kernel, x.device.type, options)
+    return kernel
 
 
 def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> bool:
     if options.compress is None:
-        return device.type == "cpu" and plan.rectified
+        return device.type == "cpu" and plan.rectified and options.kernel != "triton"
     if options.compress and not plan.rectified:
         raise ValueError(
             "compress=True needs radial activations that come out of a ReLU; "

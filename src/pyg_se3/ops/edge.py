@@ -16,14 +16,17 @@ Here it stands in differentiable operations, for derivatives of any order;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pyg_se3.ops.frame_rotation import Orders, channel_slices, rotate_in, rotate_out
-from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
+
+Product = Callable[[Tensor, Tensor, Tensor, torch.dtype], Tensor]
+"""Coupled products ``[e, c, C]`` of one ``|m|`` from activations ``[e, r]``, components
+``[e, c, K]`` and packed weights ``[r * K, c * C]``; multiplied in the given type."""
 
 
 def _outer(activations: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -44,6 +47,12 @@ def _couple(product: Tensor, edges: int, components: int, dtype: torch.dtype) ->
     )
 
 
+def formed_product(activations: Tensor, x: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """:data:`Product` that forms the outer products in memory."""
+    rows = _outer(activations, x, dtype) @ matrix.to(dtype)
+    return _couple(rows, x.shape[0], x.shape[1], x.dtype)
+
+
 def _slices(plan: TFNPlan, group: RadialGroup, order: int) -> tuple[slice, slice]:
     return (
         channel_slices(plan.fiber_in, group.degrees_in, order),
@@ -57,6 +66,7 @@ def frame_messages(
     activations: Sequence[Tensor],
     packed: Sequence[Sequence[Tensor]],
     dtype: torch.dtype,
+    product: Product = formed_product,
 ) -> Orders:
     """Messages in the edge frame. Made of differentiable operations.
 
@@ -66,18 +76,17 @@ def frame_messages(
         activations: per group ``[e, r]``.
         packed: per group and ``|m|`` the weights ``[r * C_in(m), C_out(m) or 2 C_out(m)]``.
         dtype: type of the matrix products.
+        product: how to compute them.
     """
     messages: Orders = []
     for m, x in enumerate(orders):
-        edges, components, _ = x.shape
         width = sum(c for d, c in plan.fiber_out.items() if d >= m)
         total: Tensor | None = None
         for group, acts, matrices in zip(plan.groups, activations, packed, strict=True):
             if m > group.max_order:
                 continue
             inside, outside = _slices(plan, group, m)
-            rows = _outer(acts, x[:, :, inside], dtype) @ matrices[m].to(dtype)
-            part = _couple(rows, edges, components, x.dtype)
+            part = product(acts, x[:, :, inside], matrices[m], dtype)
             if len(plan.groups) == 1:
                 total = part
             else:
@@ -94,8 +103,9 @@ def edge_form(
     x: Tensor,
     radial: Sequence[Tensor],
     wigner: Sequence[Tensor],
-    packed: PackedWeights,
+    packed: Sequence[Sequence[Tensor]],
     dtype: torch.dtype,
+    product: Product = formed_product,
 ) -> Tensor:
     """The whole edge form in differentiable operations, to any order; stores what it needs.
 
@@ -106,12 +116,13 @@ def edge_form(
         wigner: per degree ``[E, 2l+1, 2l+1]``.
         packed: weights of the plan.
         dtype: type of the matrix products.
+        product: how to compute them.
 
     Returns:
         packed messages ``[E, fiber_out.dim]``.
     """
     orders = rotate_in(plan.fiber_in, plan.max_order, x, wigner)
-    messages = frame_messages(plan, orders, radial, packed, dtype)
+    messages = frame_messages(plan, orders, radial, packed, dtype, product)
     return pack_blocks(rotate_out(plan.fiber_out, plan.max_order, messages, wigner))
 
 

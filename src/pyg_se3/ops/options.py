@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, get_args
 
-Kernel = Literal["auto", "reference", "edge", "source"]
-Memory = Literal["low", "default"]
+Kernel = Literal["auto", "reference", "edge", "source", "triton"]
+Memory = Literal["low", "default", "fast"]
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,16 @@ class KernelOptions:
 
     Args:
         kernel: ``edge`` works edge by edge in the edge frame, ``source`` applies the weights per
-            source node first, ``reference`` is the slow literal formula, ``auto`` chooses by cost.
+            source node first, ``reference`` is the slow literal formula, ``triton`` the edge form
+            with a kernel of its own for CUDA devices; ``auto`` chooses between the first two by
+            cost.
         compress: let the edge kernel prune and compress radial activations, to ``tolerance``.
             ``None`` decides by device and precision (on for CPU and float32).
         tolerance: relative error that compression may make in the radial activations.
         chunk_size: edges worked on at a time; ``None`` chooses by device.
-        memory: ``low`` recomputes the layers between convolutions in the backward pass, too.
+        memory: what the backward pass computes again instead of storing: ``default`` keys and
+            values, norms and radial MLPs; ``low`` whole layers; ``fast`` nothing of these (the
+            source kernel computes keys and values again in any case).
         fast: compute the gradient of the radial activations with bfloat16 products.
 
     Raises:
@@ -33,6 +39,7 @@ class KernelOptions:
     chunk_size: int | None = None
     memory: Memory = "default"
     fast: bool = False
+    code: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.kernel not in get_args(Kernel):
@@ -45,3 +52,11 @@ class KernelOptions:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance must lie between 0 and 1, got {self.tolerance}")
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "code"}
+        object.__setattr__(self, "code", json.dumps(fields))
+
+    @classmethod
+    @cache
+    def from_code(cls, code: str) -> KernelOptions:
+        """The options whose :attr:`code` this is."""
+        return cls(**json.loads(code))

@@ -7,19 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.plan import Pair, PairWeights, RadialGroup, TFNPlan, num_frequencies
+from pyg_se3.ops.plan import PairWeights, RadialGroup, TFNPlan, num_frequencies
 from pyg_se3.so3 import clebsch_gordan
-from pyg_se3.so3.constants import cached_constant
+from pyg_se3.so3.constants import traceable_constant
 
 
-@cached_constant
-def _frame_coefficients(pair: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
+@traceable_constant(lambda *pair: (num_frequencies(pair), num_frequencies(pair)))
+def _frame_coefficients(
+    degree_in: int, degree_out: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """Invertible map from coefficients by J to ``(A_0, A_1, B_1, A_2, B_2, ...)``.
 
     Along the polar axis ``Y_Jm`` is ``sqrt((2J+1)/4pi)`` for m = 0 and 0 otherwise, so the basis of
     a pair couples input component m to output component m by ``A_|m|`` and -m to m by ``B_|m|``.
     """
-    degree_in, degree_out = pair
+    pair = degree_in, degree_out
     size = num_frequencies(pair)
     table = torch.zeros(size, size, dtype=torch.float64)
     for column in range(size):
@@ -52,7 +54,7 @@ def pack_weights(group: RadialGroup, weights: PairWeights) -> list[Tensor]:
     mixed = {}
     for pair in group.pairs:
         weight = weights[pair]
-        table = _frame_coefficients(pair, weight.dtype, weight.device)
+        table = _frame_coefficients(*pair, weight.dtype, weight.device)
         mixed[pair] = (table @ weight.flatten(1)).view(weight.shape)
     packed = []
     for m in range(group.max_order + 1):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -57,6 +59,7 @@ class TFNPlan:
         hidden: width H of the radial activations.
         rectified: the radial activations come out of a ReLU, so that an activation of 0 has no
             gradient; kernels may then leave it out.
+        code: all of this as text.
     """
 
     fiber_in: Fiber
@@ -64,6 +67,21 @@ class TFNPlan:
     groups: tuple[RadialGroup, ...]
     hidden: int
     rectified: bool = True
+    code: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        groups = [[group.degrees_in, group.degrees_out] for group in self.groups]
+        fibers = list(self.fiber_in.items()), list(self.fiber_out.items())
+        code = json.dumps([*fibers, groups, self.hidden, self.rectified])
+        object.__setattr__(self, "code", code)
+
+    @classmethod
+    @cache
+    def from_code(cls, code: str) -> TFNPlan:
+        """The plan whose :attr:`code` this is."""
+        fiber_in, fiber_out, groups, hidden, rectified = json.loads(code)
+        made = tuple(RadialGroup(tuple(ins), tuple(outs)) for ins, outs in groups)
+        return cls(Fiber(dict(fiber_in)), Fiber(dict(fiber_out)), made, hidden, rectified)
 
     @classmethod
     def create(

@@ -29,6 +29,7 @@ from pyg_se3.ops.chunked_edge import Blocks, EdgeGradients, EdgeNeeds, EdgeSetti
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.source_schedule import SourceChunk, SourceSchedule
+from pyg_se3.ops.stacked_bases import StackedBases
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class SourceForm:
         for product in self.products:
             basis, terms = bases[product.group], []
             if basis is not None:
-                matrix = basis.weights(self.packed[product.group][product.order], hidden)
+                packed = self.packed[product.group][product.order]
+                (matrix,) = StackedBases([basis], hidden).weights(packed, packed.dtype)
                 parts = 2 if product.order else 1
                 split = matrix.view(basis.rank, product.num_rows, parts, product.num_columns)
                 split = split.permute(1, 2, 0, 3)
@@ -481,8 +483,12 @@ class SourceBlockBackward:
                     gradient[start:stop, term.channels] = rows.permute(2, 0, 1, 3)
                     start = stop
             if total.packed is not None:
-                flat = gradient.view(-1, shape[2] * shape[3])
-                basis.add_weight_gradient(total.packed[product.group][m], flat, hidden)
+                grad = total.packed[product.group][m].view(hidden, -1)
+                flat = gradient.view(basis.width, -1)
+                if basis.is_identity:
+                    grad += flat
+                else:
+                    grad.addmm_(basis.rows(hidden).T, flat[: basis.rank])
             if total.radial is not None and basis.spans_tangents:
                 flat = form.packed[product.group][m].view(hidden, -1)
                 part = gradient.view(basis.width, -1) @ flat.T

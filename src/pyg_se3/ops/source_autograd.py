@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_se3.ops.attention_shape import AttentionShape
+from pyg_se3.ops.autograd_tools import (
+    Layout,
+    differentiable_backward,
+    flatten_tensors,
+    without_autocast,
+)
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.edge import edge_form, pack_blocks
-from pyg_se3.ops.edge_autograd import (
-    AttentionShape,
-    _differentiable_backward,
-    _flatten,
-    _Layout,
-    _without_autocast,
-)
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
@@ -33,13 +33,13 @@ class SourceConv(torch.autograd.Function):
     """Messages ``[E, fiber_out.dim]`` of a convolution in the source-node form."""
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
         schedule: SourceSchedule,
-        layout: _Layout,
+        layout: Layout,
         tangents: Sequence[Tensor],
         source: Tensor,
         x: Tensor,
@@ -62,7 +62,7 @@ class SourceConv(torch.autograd.Function):
         return y
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Rebuild each chunk and add up the gradients of the inputs."""
         (dy,) = gradients
@@ -75,7 +75,7 @@ class SourceConv(torch.autograd.Function):
                 radial, wigner, packed = layout.split(tensors)
                 return edge_form(plan, x[source], radial, wigner, packed, settings.product_dtype)
 
-            again = _differentiable_backward(convolve, (x, *tensors), needed, dy)
+            again = differentiable_backward(convolve, (x, *tensors), needed, dy)
             return (None, None, None, None, None, None, *again)
         form = SourceForm(plan, settings, ctx.schedule, *layout.split(tensors))
         total = form.gradients(layout.needs(needed[1:]))
@@ -87,7 +87,7 @@ class SourceConv(torch.autograd.Function):
                 gradient = plan.fiber_out.split(dy.index_select(0, chunk.edges))
                 work.chunk(chunk, given, gradient, dx)
             work.finish()
-        rest = _flatten(total.radial, total.wigner, total.packed, layout)
+        rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
         return (None, None, None, None, None, None, dx, *rest)
 
 
@@ -116,8 +116,8 @@ def source_conv(
         schedule: of the sources, if at hand; made here otherwise.
     """
     schedule = schedule or source_schedule(source, x.shape[0], settings.chunk_size)
-    layout = _Layout.of(radial, wigner, packed)
-    flat = _flatten(radial, wigner, packed, layout)
+    layout = Layout.of(radial, wigner, packed)
+    flat = flatten_tensors(radial, wigner, packed, layout)
     return SourceConv.apply(plan, settings, schedule, layout, tangents, source, x, *flat)
 
 
@@ -130,13 +130,13 @@ class SourceAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
         schedule: SourceSchedule,
-        layout: _Layout,
+        layout: Layout,
         tangents: Sequence[Tensor],
         shape: AttentionShape,
         source: Tensor,
@@ -166,7 +166,7 @@ class SourceAttention(torch.autograd.Function):
                     value_blocks[degree].copy_(value)
         alpha = segment_softmax(logits.mul_(shape.scale), receiver, nodes)
         for value in shape.value.split(values).values():
-            value.unflatten(2, (shape.heads, -1)).mul_(alpha[:, None, :, None])
+            value.mul_(shape.by_channel(alpha, value))
         output = segment_sum(values, receiver, nodes)
         ctx.plan, ctx.settings, ctx.layout, ctx.shape = plan, settings, layout, shape
         ctx.schedule, ctx.blocks = schedule, blocks
@@ -174,7 +174,7 @@ class SourceAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Rebuild each chunk and add up the gradients of the inputs."""
         (do,) = gradients
@@ -192,7 +192,7 @@ class SourceAttention(torch.autograd.Function):
                 )
                 return shape.attend(messages, plan.fiber_out, query, target)
 
-            again = _differentiable_backward(attend, (query, x, *tensors), needed, do)
+            again = differentiable_backward(attend, (query, x, *tensors), needed, do)
             return (None, None, None, None, None, None, None, None, *again)
         form = SourceForm(plan, settings, schedule, *layout.split(tensors))
         total = form.gradients(layout.needs(needed[2:]))
@@ -217,7 +217,7 @@ class SourceAttention(torch.autograd.Function):
                 gradient = shape.message_gradient(weights, received, dlogits, queries)
                 work.chunk(chunk, given, gradient, dx, found)
             work.finish()
-        rest = _flatten(total.radial, total.wigner, total.packed, layout)
+        rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
         return (None, None, None, None, None, None, None, None, dquery, dx, *rest)
 
 
@@ -252,8 +252,8 @@ def source_attention(
         schedule: of the sources, if at hand; made here otherwise.
     """
     schedule = schedule or source_schedule(source, x.shape[0], settings.chunk_size)
-    layout = _Layout.of(radial, wigner, packed)
-    flat = _flatten(radial, wigner, packed, layout)
+    layout = Layout.of(radial, wigner, packed)
+    flat = flatten_tensors(radial, wigner, packed, layout)
     return SourceAttention.apply(
         plan, settings, schedule, layout, tangents, shape, source, target, query, x, *flat
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyg_se3.so3.clebsch_gordan import clebsch_gordan
-from pyg_se3.so3.constants import cached_constant
+from pyg_se3.so3.constants import traceable_constant
 
 ZERO_LENGTH = 1e-12
 """Edges shorter than this (in the unit of the positions) have no direction."""
@@ -45,7 +45,7 @@ def polar_rotation(directions: Tensor) -> Tensor:
     return torch.stack([first, second, third], -1)
 
 
-@cached_constant
+@traceable_constant(lambda degree: (9 * (2 * degree - 1) ** 2, (2 * degree + 1) ** 2))
 def _step_up(degree: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Constant that projects ``R x D_{l-1}``, flattened, to ``D_l``: ``[9 (2l-1)^2, (2l+1)^2]``."""
     projection = clebsch_gordan(degree, 1, degree - 1)  # [2l-1, 3, 2l+1]
@@ -79,6 +79,36 @@ def wigner_d(rotations: Tensor, max_degree: int) -> list[Tensor]:
     return matrices
 
 
+def lengths_and_directions(
+    vectors: Tensor, may_vanish: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Lengths and directions of edges; the direction of an edge of zero length is the pole.
+
+    Args:
+        vectors: ``[E, 3]``.
+        may_vanish: look for edges of zero length.
+
+    Returns:
+        lengths ``[E]``, unit vectors ``[E, 3]``, and the indices of the edges of zero length, or
+        ``None`` if there is none.
+    """
+    squared = vectors.square().sum(-1)
+    if may_vanish:
+        vanishes = squared < ZERO_LENGTH**2
+        compiling = torch.compiler.is_compiling()
+        if compiling or bool(vanishes.any()):
+            # keep 0/0 and the infinite slope of sqrt at 0 out of values and gradients
+            safe = torch.where(vanishes, torch.ones_like(squared), squared).sqrt()
+            distance = torch.where(vanishes, torch.zeros_like(safe), safe)
+            pole = vectors.new_tensor([0.0, 1.0, 0.0])
+            directions = torch.where(vanishes[:, None], pole, vectors / safe[:, None])
+            if compiling:  # the operators of pyg_se3.ops look for lengths of 0 themselves
+                return distance, directions, None
+            return distance, directions, vanishes.nonzero().squeeze(-1)
+    distance = squared.sqrt()
+    return distance, vectors / distance[:, None], None
+
+
 @dataclass(frozen=True)
 class EdgeGeometry:
     """What a convolution needs to know of every edge; computed once, shared by all layers.
@@ -89,12 +119,15 @@ class EdgeGeometry:
         wigner: per degree ``[E, 2l+1, 2l+1]``, the Wigner-D matrices of :func:`polar_rotation`;
             zero for degrees above 0 where an edge has no direction.
         undirected: indices of the edges of zero length, or ``None`` if there is none.
+        runs: ``0, .., E``, where runs of similar edges begin and end, if they are sorted so; for
+            kernels to make use of.
     """
 
     vectors: Tensor
     distance: Tensor
     wigner: tuple[Tensor, ...]
     undirected: Tensor | None = None
+    runs: tuple[int, ...] | None = None
 
     @classmethod
     def from_vectors(
@@ -116,23 +149,13 @@ class EdgeGeometry:
                 f"edge vectors have shape {list(vectors.shape)} and type {vectors.dtype}, "
                 "expected floating point of shape [E, 3]"
             )
-        squared = vectors.square().sum(-1)
-        undirected = None
-        if may_vanish:
-            vanishes = squared < ZERO_LENGTH**2
-            if bool(vanishes.any()):
-                undirected = vanishes.nonzero().squeeze(-1)
-        if undirected is None:
-            distance = squared.sqrt()
-            directions = vectors / distance[:, None]
-        else:  # keep 0/0 and the infinite slope of sqrt at 0 out of values and gradients
-            safe = torch.where(vanishes, torch.ones_like(squared), squared).sqrt()
-            distance = torch.where(vanishes, torch.zeros_like(safe), safe)
-            pole = vectors.new_tensor([0.0, 1.0, 0.0])
-            directions = torch.where(vanishes[:, None], pole, vectors / safe[:, None])
+        distance, directions, undirected = lengths_and_directions(vectors, may_vanish)
         wigner = wigner_d(polar_rotation(directions), max_degree)
-        if undirected is not None:
-            keep = (~vanishes).to(vectors.dtype)[:, None, None]
+        if torch.compiler.is_compiling() and may_vanish:
+            keep = (distance != 0).to(distance.dtype)[:, None, None]
+            wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
+        elif undirected is not None:
+            keep = torch.ones_like(distance).index_fill(0, undirected, 0.0)[:, None, None]
             wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
         return cls(vectors, distance, tuple(wigner), undirected)
 
@@ -172,7 +195,7 @@ class EdgeGeometry:
 
     def permute(self, order: Tensor) -> EdgeGeometry:
         """The geometry of the edges taken in the given order, ``order`` a permutation ``[E]``."""
-        moved = self._map(lambda tensor: tensor[order])
+        moved = replace(self._map(lambda tensor: tensor[order]), runs=None)
         if self.undirected is None:
             return moved
         position = torch.empty_like(order)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from pyg_se3.training.files import atomic_path
 FORMAT = 1
 """Version of what ``hyper_parameters`` holds in a checkpoint."""
 
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+"""The checkpoint to resume from, and the one before it."""
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or not there, also after a crash or on a full disk."""
@@ -32,8 +36,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write to a temporary file beside ``path``, flush it to disk, and rename it.
 
         Raises:
-            TypeError: If storage options are given.
             OSError: If it cannot be written; names the file. An older file stays as it was.
+            TypeError: If storage options are given.
         """
         if storage_options is not None:
             raise TypeError("storage_options are for remote file systems, which are not supported")
@@ -42,7 +46,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, temporary)
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError of its zip writer.
-            raise OSError(f"the checkpoint {path} could not be written: {error}") from error
+            raise OSError(
+                f"the checkpoint {path} could not be written ({_first_line(error)}). Is the disk "
+                "full, a quota reached, or the folder read-only? Earlier checkpoints are intact: "
+                "make room and continue with resume=true"
+            ) from error
 
     def load_checkpoint(
         self,
@@ -78,11 +86,12 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
+        _check_sums(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except _UNREADABLE as error:
         raise ValueError(
-            f"{path} is not a checkpoint that can be read safely, or it is damaged ({reason})"
+            f"{path} is not a checkpoint that can be read safely, or it is damaged "
+            f"({_first_line(error)})"
         ) from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise ValueError(f"{path} is not a checkpoint: it has no 'state_dict'")
@@ -94,6 +103,55 @@ def read_checkpoint(path: str | os.PathLike[str], map_location: Any = "cpu") -> 
             f"{path} has format {record.get('format')!r}; this version reads format {FORMAT}"
         )
     return checkpoint
+
+
+_UNREADABLE = (
+    pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError,
+)  # fmt: skip
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the contents with the checksums in the file, which torch writes but does not read."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def find_checkpoint(folder: str | os.PathLike[str]) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint to resume from that is whole.
+
+    Args:
+        folder: Folder of ``last.ckpt`` and ``previous.ckpt``.
+
+    Returns:
+        Its path, None if there are no checkpoints; and what is wrong with a newer one.
+
+    Raises:
+        ValueError: If there are checkpoints, but none that can be read.
+    """
+    problems: list[str] = []
+    for path in (Path(folder) / LAST, Path(folder) / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    if problems:
+        raise ValueError(
+            "; ".join(problems)
+            + ". There is no other to resume from: start again in another folder"
+        )
+    return None, []
 
 
 def model_record(net: nn.Module) -> dict[str, Any]:

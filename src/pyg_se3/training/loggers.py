@@ -1,17 +1,19 @@
-"""Metrics as one CSV file with one row per step."""
+"""Metrics as one CSV file with one row per step, and what all loggers need."""
 
 from __future__ import annotations
 
 import csv
 import math
 import os
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import Logger
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger, MLFlowLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pyg_se3.training.files import atomic_path
@@ -99,3 +101,42 @@ def read_metrics(path: str | os.PathLike[str]) -> dict[int, dict[str, float]]:
             int(row.pop("step")): {name: float(value) for name, value in row.items() if value}
             for row in csv.DictReader(file)
         }
+
+
+def is_logged(trainer: pl.Trainer, step: int) -> bool:
+    """Whether Lightning writes the metrics of an optimizer step, counted from 1."""
+    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step % every == 0
+
+
+def mlflow_logger(
+    experiment_name: str,
+    database: str,
+    tracking_uri: str | None = None,
+    run_name: str | None = None,
+) -> MLFlowLogger:
+    """Lightning's logger for MLflow, with a local database where there is no server.
+
+    Args:
+        experiment_name: Name of the experiment.
+        database: SQLite file of local runs.
+        tracking_uri: Server or database instead; that of MLflow's own ``MLFLOW_TRACKING_URI`` if
+            None.
+        run_name: Name of the run; MLflow invents one if None.
+
+    Raises:
+        ModuleNotFoundError: If MLflow is not installed; says how to install it.
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is not None:
+        return MLFlowLogger(experiment_name, run_name, uri)
+    path = Path(database).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts = str(path.parent / "mlartifacts")
+    return MLFlowLogger(experiment_name, run_name, f"sqlite:///{path}", artifact_location=artifacts)
+
+
+def finish_wandb(failed: bool = False) -> None:
+    """End the run of Weights & Biases, if there is one, so that the next of a sweep is its own."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish(exit_code=int(failed))

@@ -20,7 +20,10 @@ from pyg_se3.training.checkpoint import FORMAT, check_same_architecture, model_r
 from pyg_se3.training.schedules import WarmupCosine
 
 # Settings of a data module that concern the machine, not the run.
-_MACHINE = {"root", "progress", "num_workers", "pin_memory", "mmap"}
+_MACHINE = {
+    "root", "progress", "num_workers", "pin_memory", "mmap", "precompute_geometry",
+    "geometry_dtype", "geometry_max_degree",
+}  # fmt: skip
 
 
 class SE3Module(pl.LightningModule):
@@ -160,16 +163,27 @@ class SE3Module(pl.LightningModule):
                 f"the model gives {list(out.shape)} [molecules, targets], but batch.y is "
                 f"{list(target.shape)}"
             )
-        loss = nn.functional.l1_loss(out, (target - self.target_mean) / self.target_std)
+        loss = self._loss(out, (target - self.target_mean) / self.target_std, batch, stage)
         prediction = out.detach() * self.target_std + self.target_mean
         if stage == "train":
-            self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs)
+            self.log("train/loss", loss, prog_bar=True, batch_size=batch.num_graphs, sync_dist=True)
         else:
             getattr(self, f"{stage}_mae").update(prediction, target.to(prediction.dtype))
-            self.log(
-                f"{stage}/loss", loss, batch_size=batch.num_graphs, on_epoch=True, sync_dist=True
-            )
         return {"loss": loss, "prediction": prediction, "target": target}
+
+    def _loss(self, out: Tensor, target: Tensor, batch: Batch, stage: str) -> Tensor:
+        """Mean over molecules and targets; its mean over processes is that of all their molecules.
+
+        Processes may have unequally many molecules, and some twice (see ``MoleculeLoader``); those
+        count once.
+        """
+        if stage != "train" or self.trainer.world_size == 1:
+            return nn.functional.l1_loss(out, target)
+        counted = out.size(0) - getattr(batch, "num_repeated", 0)
+        count: Any = torch.tensor(float(counted), device=out.device)
+        count = self.trainer.strategy.reduce(count, reduce_op="mean")
+        total = nn.functional.l1_loss(out[:counted], target[:counted], reduction="sum")
+        return total / (count * target.size(1))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """See :meth:`_step`."""
@@ -199,13 +213,16 @@ class SE3Module(pl.LightningModule):
         metric: MeanAbsoluteError = getattr(self, f"{stage}_mae")
         errors = metric.compute().reshape(-1)
         metric.reset()
+        # The mean loss, too, comes from sums over all processes: Lightning's own mean is wrong
+        # where they have unequally many molecules.
+        loss = (errors / self.target_std).mean()
+        self.log(f"{stage}/loss", loss, sync_dist=True)
         if len(self.targets) == 1:
             self.log(f"{stage}/mae", errors[0], prog_bar=True, sync_dist=True)
             return
         for name, error in zip(self.targets, errors, strict=True):
             self.log(f"{stage}/mae/{name}", error, sync_dist=True)
-        mean = (errors / self.target_std).mean()
-        self.log(f"{stage}/mae", mean, prog_bar=True, sync_dist=True)
+        self.log(f"{stage}/mae", loss, prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Optimizer and, if any, the schedule, stepped after every optimizer step."""

@@ -47,6 +47,34 @@ def write_predictions(
             writer.writerow([i, *(f"{value:.8g}" for value in values)])
 
 
+def write_own_predictions(
+    path: str | os.PathLike[str],
+    numbers: Sequence[int],
+    names: Sequence[str],
+    prediction: Tensor,
+    targets: Sequence[str],
+    units: Sequence[str],
+) -> None:
+    """Write predictions for one's own molecules as CSV.
+
+    Columns: ``molecule``, ``name``, and for every target ``<name> [<unit>]``.
+
+    Args:
+        path: The file.
+        numbers: Position of every molecule in the input, from 1.
+        names: Their names.
+        prediction: Predicted values [M, T].
+        targets: Names of the T targets.
+        units: Their units.
+    """
+    columns = [f"{target} [{unit}]" for target, unit in zip(targets, units, strict=True)]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["molecule", "name", *columns])
+        for number, name, values in zip(numbers, names, prediction.tolist(), strict=True):
+            writer.writerow([number, name, *(f"{value:.8g}" for value in values)])
+
+
 def plot_learning_curve(
     path: str | os.PathLike[str], metrics: str | os.PathLike[str], unit: str
 ) -> None:
@@ -75,6 +103,27 @@ def plot_learning_curve(
     below.plot(steps, errors, color="C1", marker="o", markersize=3)
     below.set_ylabel(f"validation MAE ({unit})")
     below.set_xlabel("step")
+    _save(figure, path)
+
+
+def plot_lr_search(
+    path: str | os.PathLike[str], rates: Sequence[float], losses: Sequence[float], suggestion: float
+) -> None:
+    """Plot the smoothed loss against the learning rate as PNG.
+
+    Args:
+        path: The picture.
+        rates: Learning rate of every step.
+        losses: Loss of every step.
+        suggestion: The learning rate to mark.
+    """
+    figure, (axes,) = _figure(1, figsize=(6, 4))
+    axes.plot(rates, losses)
+    axes.axvline(suggestion, color="C1", linestyle=":", label=f"suggestion: {suggestion:.2g}")
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss (smoothed)")
+    axes.legend()
     _save(figure, path)
 
 
@@ -107,7 +156,7 @@ def plot_parity(
     axes.plot([low, high], [low, high], color="0.3", linewidth=0.8)
     error = float((prediction - target).abs().mean())
     axes.set_title(f"{name}: MAE {with_unit(error, unit)}, {target.numel():,} molecules")
-    axes.set_xlabel(f"QM9 ({unit})")
+    axes.set_xlabel(f"true ({unit})")
     axes.set_ylabel(f"predicted ({unit})")
     _save(figure, path)
 
@@ -140,6 +189,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
     if "train_seconds" in summary:
         rows.append(("time for training", duration(summary["train_seconds"])))
         rows.append(("steps", f"{summary['steps']:,}"))
+    if summary.get("molecules_per_second"):
         rows.append(("training speed", f"{summary['molecules_per_second']:.0f} molecules/s"))
     for where, value in summary["peak_memory_mb"].items():
         rows.append((f"peak memory, {where}", f"{value:,.0f} MB"))

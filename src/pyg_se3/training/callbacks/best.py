@@ -35,7 +35,13 @@ class BestCheckpoint(ModelCheckpoint):
         new = Path(self.dirpath) / "best.ckpt"
         if score is None:
             return
-        if not self._holds(old, score):
+        # A folder may be renamed between two stretches of a run.
+        old = old if old.is_file() else new
+        found = self._score_of(old)
+        if found is not None and old.resolve() == new.resolve() and bool(found < score.cpu()):
+            # The run was stopped after it found better weights and before its next checkpoint.
+            score = found
+        if found is None or not torch.equal(found, score.cpu()):
             rank_zero_warn(
                 f"{old} no longer holds the best weights of when the checkpoint was made; the "
                 "search for the best starts anew"
@@ -45,12 +51,21 @@ class BestCheckpoint(ModelCheckpoint):
             with atomic_path(new) as temporary:
                 shutil.copyfile(old, temporary)
         path = str(new)
-        moved = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
-        super().load_state_dict(state_dict | moved | {"best_k_models": {path: score}})
+        moved = {
+            "dirpath": self.dirpath,
+            "best_model_score": score,
+            "best_model_path": path,
+            "kth_best_model_path": path,
+            "kth_value": score,
+            "best_k_models": {path: score},
+        }
+        super().load_state_dict(state_dict | moved)
 
-    def _holds(self, path: Path, score: torch.Tensor) -> bool:
-        if not path.is_file():
-            return False
-        state = read_checkpoint(path)["callbacks"].get(self.state_key, {})
-        found = state.get("best_model_score")
-        return found is not None and torch.equal(found.cpu(), score.cpu())
+    def _score_of(self, path: Path) -> torch.Tensor | None:
+        """The best error so far that a checkpoint tells; None if it cannot be read."""
+        try:
+            state = read_checkpoint(path)["callbacks"].get(self.state_key, {})
+        except (FileNotFoundError, ValueError):
+            return None
+        score = state.get("best_model_score")
+        return None if score is None else score.cpu()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 
 RAW = "raw_parameters"
@@ -38,7 +39,16 @@ class ExponentialMovingAverage(pl.Callback):
         self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the current weights, unless a checkpoint brought averages."""
+        """Start from the current weights, unless a checkpoint brought averages.
+
+        Raises:
+            ValueError: If the weights are divided among processes.
+        """
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError(
+                "averaged weights need all weights in every process, which trainer=fsdp divides: "
+                "use trainer=ddp, or leave callbacks=ema out"
+            )
         current = dict(pl_module.named_parameters())
         known = self.average or current
         self.average = {

@@ -1,12 +1,13 @@
-"""Stop as soon as the loss is not a number."""
+"""Stop as soon as the loss is not a number, and say where that came from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NonFiniteLossError(RuntimeError):
@@ -14,47 +15,164 @@ class NonFiniteLossError(RuntimeError):
 
 
 class StopOnNonFinite(pl.Callback):
-    """End the run with a message when the training loss is NaN or infinite.
+    """End the run when the training loss is NaN or infinite, with a message that names the layer.
+
+    The batch at hand is run again to find the first layer whose output is not finite. All processes
+    end together, whichever has the batch.
 
     Args:
-        every_n_steps: How often to look; on a GPU every look waits for the device.
+        every_n_steps: How often to look. None: before every step on a CPU, before every tenth on a
+            GPU, where every look waits for the device. Weights that a step between two looks spoilt
+            are noticed, but the layer is not known any more.
 
     Raises:
         ValueError: If ``every_n_steps`` is not positive.
     """
 
-    def __init__(self, every_n_steps: int = 1) -> None:
-        if every_n_steps < 1:
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        if every_n_steps is not None and every_n_steps < 1:
             raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._unchecked: Tensor | None = None
+        self._steps = 0
+        self._batch: Any = None
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss."""
-        loss = outputs["loss"].detach()
+        """Keep the batch, in case it is the one."""
+        self._batch = batch
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Look at the loss, before it can reach the weights."""
+        loss = loss.detach()
         # A sum keeps what was not finite, so no step between two looks is missed.
         self._unchecked = loss if self._unchecked is None else self._unchecked + loss
-        if (batch_idx + 1) % self.every_n_steps == 0:
-            self._check(trainer)
+        self._steps += 1
+        if self._steps % self._interval(pl_module) == 0:
+            self._check(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Never save weights that followed from a loss that was not finite."""
-        self._check(trainer)
+        self._check(trainer, pl_module)
 
-    def _check(self, trainer: pl.Trainer) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the batch go."""
+        self._batch = None
+
+    def _interval(self, pl_module: pl.LightningModule) -> int:
+        if self.every_n_steps is not None:
+            return self.every_n_steps
+        return 1 if pl_module.device.type == "cpu" else 10
+
+    def _check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loss, self._unchecked = self._unchecked, None
-        if loss is None or bool(torch.isfinite(loss)):
+        if loss is None:
             return
-        raise NonFiniteLossError(
-            f"the training loss is {float(loss)} at step {trainer.global_step}. Lower the learning "
-            "rate (optimizer.lr=...), clip gradients (trainer.gradient_clip_val=10), use "
-            "trainer.precision=32, or look for molecules with wrong positions or targets. The last "
-            "checkpoint, from before, is intact: it can be resumed with ckpt_path=..."
+        total: Any = trainer.strategy.reduce(loss, reduce_op="sum")
+        if bool(torch.isfinite(total)):
+            return
+        cause = _find_cause(trainer, pl_module, self._batch)
+        causes: list[str | None] = [cause]
+        if trainer.world_size > 1:
+            causes *= trainer.world_size
+            torch.distributed.all_gather_object(causes, cause)
+        found = next(
+            (c for c in causes if c), "run again, the batch gives finite values everywhere"
         )
+        raise _error(f"the training loss is {float(total)}", found, trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Add the cause where a kernel's linear algebra failed: numbers that are not finite."""
+        if not isinstance(exception, torch.linalg.LinAlgError) or self._batch is None:
+            return
+        found = _find_cause(trainer, pl_module, self._batch)
+        if found is not None:
+            exception.__cause__ = _error("numbers are not finite", found, trainer)
+
+
+def _error(what: str, found: str, trainer: pl.Trainer) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        f"{what} at step {trainer.global_step}: {found}. Lower the learning rate "
+        "(optimizer.lr=...), clip gradients (trainer.gradient_clip_val=10), use "
+        "trainer.precision=32, or look for molecules with wrong positions or targets. The "
+        "checkpoints are from before and intact: go on from them with resume=true"
+    )
+
+
+def _find_cause(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str | None:
+    """What is not finite: the batch, the weights, or a layer's output; None if nothing is."""
+    for name, value in batch.to_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            return f"batch.{name} is not finite in {_molecules(batch, name, value)}"
+    spoilt = [n for n, p in pl_module.named_parameters() if not p.isfinite().all()]
+    if spoilt:
+        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+        return (
+            f"an earlier step made weights not finite ({spoilt[0]}{more}): its gradients were, or "
+            "callbacks.finite.every_n_steps=1 is needed to see the layer"
+        )
+    with trainer.precision_plugin.train_step_context():
+        name = first_non_finite(pl_module.net, lambda: pl_module(batch))
+    return None if name is None else f"the first layer whose output is not finite is {name}"
+
+
+def _molecules(batch: Any, name: str, value: Tensor) -> str:
+    rows = (~value.isfinite()).flatten(1).any(1).nonzero().flatten()
+    if value.size(0) == batch.num_nodes:
+        rows = batch.batch[rows].unique()
+    elif value.size(0) != batch.num_graphs:
+        return f"{rows.numel()} rows"
+    if "idx" in batch:
+        rows = batch.idx[rows]
+    return f"molecules {', '.join(map(str, rows[:5].tolist()))}" + (
+        ", ..." if len(rows) > 5 else ""
+    )
+
+
+def first_non_finite(net: nn.Module, run: Callable[[], Any]) -> str | None:
+    """Name of the first submodule, in order of execution, whose output is not finite.
+
+    Args:
+        net: The model.
+        run: Calls it.
+
+    Returns:
+        The name, None if all outputs are finite.
+    """
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and any(not t.isfinite().all() for t in _tensors(output)):
+                found.append(f"{name} ({type(module).__name__})" if name else "the last")
+
+        return look
+
+    handles = [m.register_forward_hook(hook(name)) for name, m in net.named_modules()]
+    try:
+        run()
+    except torch.linalg.LinAlgError:
+        # A kernel could not go on with what the layers before it gave.
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 
 class TrainingRandomness(pl.Callback):
     """Give training steps a stream of random numbers of their own.
 
     Each step continues with the generators' states after the previous one, whatever validation,
-    loaders or a restart drew in between. The states are saved, so a resumed run draws the same
-    numbers as one that was never stopped. Covers Python, NumPy, PyTorch on CPU and on all GPUs.
+    loaders or a restart drew in between. The states of all processes are saved, so a resumed run
+    draws the same numbers as one that was never stopped. Covers Python, NumPy, PyTorch on CPU and
+    on all GPUs.
     """
 
     def __init__(self) -> None:
@@ -31,12 +33,37 @@ class TrainingRandomness(pl.Callback):
         self._state = get_random_state()
 
     def state_dict(self) -> dict[str, Any]:
-        """States after the last step; empty before the first."""
-        return self._state or {}
+        """States after the last step, by process; all processes must ask."""
+        return {"processes": _gather(self._state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from saved states at the next step."""
-        self._state = state_dict or None
+        states, world_size, rank = state_dict["processes"], _world_size(), _rank()
+        if len(states) != world_size:
+            rank_zero_warn(
+                f"the checkpoint was made by {len(states)} processes and is resumed by "
+                f"{world_size}: where the model draws random numbers, they are other ones"
+            )
+        self._state = states[rank] if rank < len(states) else None
+
+
+def _gather(value: Any) -> list[Any]:
+    values = [value] * _world_size()
+    if len(values) > 1:
+        torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def _world_size() -> int:
+    return torch.distributed.get_world_size() if _distributed() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if _distributed() else 0
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def get_random_state() -> dict[str, Any]:

@@ -32,7 +32,8 @@ class RunReport(pl.Callback):
         self.table: str | None = None
         self.summary: dict[str, Any] = {}
         self._training: dict[str, Any] = {}
-        self._seconds_before, self._started = 0.0, 0.0
+        self._seconds_before = 0.0
+        self._started: float | None = None
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _folder(self, trainer: pl.Trainer) -> Path:
@@ -42,11 +43,11 @@ class RunReport(pl.Callback):
         """Start the clock."""
         self._started = time.monotonic()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember figures of the training and plot its curve."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember figures of the training and plot its curve, also if it had ended before."""
         speed = next(
             (c.rate for c in trainer.callbacks if isinstance(c, Throughput)),  # type: ignore[attr-defined]
-            0.0,
+            None,
         )
         self._training = {
             "train_seconds": self._elapsed(),
@@ -120,7 +121,7 @@ class RunReport(pl.Callback):
             "test_molecules": idx.numel(),
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             **self._training,
-            "peak_memory_mb": peak_memory(),
+            "peak_memory_mb": peak_memory(device),
             "device": torch.cuda.get_device_name(device)
             if device.type == "cuda"
             else f"{device.type}, {torch.get_num_threads()} threads",
@@ -130,7 +131,8 @@ class RunReport(pl.Callback):
         self.table = report.write_summary(folder, self.summary)
 
     def _elapsed(self) -> float:
-        return self._seconds_before + time.monotonic() - self._started
+        now = 0.0 if self._started is None else time.monotonic() - self._started
+        return self._seconds_before + now
 
     def state_dict(self) -> dict[str, Any]:
         """Seconds of training so far."""

@@ -9,22 +9,22 @@ import pytorch_lightning as pl
 import torch
 
 from pyg_se3.training.callbacks.time_budget import TimeBudget
+from pyg_se3.training.loggers import is_logged
+from pyg_se3.training.machine import peak_memory
 
 
 class Throughput(pl.Callback):
-    """Measure training speed; log it as ``train/molecules_per_second``.
+    """Measure training: ``train/molecules_per_second`` and ``train/peak_memory_mb``.
 
-    Only time inside the training loop counts, not validation or checkpoints.
+    Only time inside the training loop counts, not validation or checkpoints. The memory is the
+    largest so far: of the GPU where there is one, else of the process.
 
     Attributes:
         molecules: Molecules trained on by all processes, since this process started.
         seconds: Time spent on them.
     """
 
-    def __init__(self, log_every_n_steps: int = 50) -> None:
-        if log_every_n_steps < 1:
-            raise ValueError(f"log_every_n_steps must be at least 1, got {log_every_n_steps}")
-        self.log_every_n_steps = log_every_n_steps
+    def __init__(self) -> None:
         self.molecules, self.seconds = 0, 0.0
         self._started: float | None = None
         self._first_step: int | None = None
@@ -35,8 +35,8 @@ class Throughput(pl.Callback):
         self._fit_started = time.monotonic()
         self._first_step = trainer.global_step
         self._started = None
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_batch_end(
         self,
@@ -52,8 +52,13 @@ class Throughput(pl.Callback):
             self.seconds += now - self._started
             self.molecules += batch.num_graphs * trainer.world_size
         self._started = now
-        if (batch_idx + 1) % self.log_every_n_steps == 0 and self.seconds > 0:
-            pl_module.log("train/molecules_per_second", self.rate, batch_size=batch.num_graphs)
+        if is_logged(trainer, trainer.global_step) and self.seconds > 0:
+            peak = peak_memory(pl_module.device)
+            values = {
+                "train/molecules_per_second": self.rate,
+                "train/peak_memory_mb": peak.get("gpu", peak["host"]),
+            }
+            pl_module.log_dict(values, on_step=True, on_epoch=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from pyg_se3.training.schedules import WarmupCosine
 
@@ -50,11 +51,19 @@ class TimeBudget(pl.Callback):
         """Start the clock."""
         self._started = time.monotonic()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
         """Tell the schedules how late it is, before they are stepped."""
-        for config in trainer.lr_scheduler_configs:
-            if isinstance(config.scheduler, WarmupCosine):
-                config.scheduler.time_progress = self.time_progress
+        every = [config.scheduler for config in trainer.lr_scheduler_configs]
+        schedules = [schedule for schedule in every if isinstance(schedule, WarmupCosine)]
+        if not schedules:
+            return
+        # The clocks of processes differ, but they must take the same step.
+        progress = torch.tensor(self.time_progress, device=pl_module.device)
+        agreed = float(trainer.strategy.reduce(progress, reduce_op="mean"))
+        for schedule in schedules:
+            schedule.time_progress = agreed
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Stop when the time is up."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pyg_se3.compat.se3_transformer.graph import as_graph
@@ -158,10 +157,7 @@ class AttentionBlockSE3(nn.Module):
             inputs.packed,
             inputs.tangents,
         )
-        skip = conv.native_in.restricted_to(shape.value)
-        blocks = conv.native_in.split(x)
-        kept = torch.cat([blocks[degree].flatten(1) for degree in skip], dim=1)
-        return self.project.packed(concatenate(shape.value, skip, attended, kept))
+        return self.project.forward_parts([(shape.value, attended), (conv.native_in, x)])
 
     def forward(
         self,

@@ -1,0 +1,22 @@
+"""Cheap pieces that are computed again in the backward pass rather than stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(function: Callable[..., Tensor], *tensors: Tensor, store: bool = False) -> Tensor:
+    """``function(*tensors)``, keeping only the arguments for the backward pass.
+
+    Args:
+        function: without random numbers.
+        tensors: its arguments.
+        store: keep intermediate results instead, as usual; compilers decide for themselves.
+    """
+    if store or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*tensors)
+    return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,87 @@
+"""What the autograd functions of all kernels share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyg_se3.ops.chunked_edge import EdgeNeeds
+from pyg_se3.ops.packing import PackedWeights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the flat tensor arguments of a Function divide into radial, wigner and weights."""
+
+    num_radial: int
+    num_wigner: int
+    num_orders: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls, radial: Sequence[Tensor], wigner: Sequence[Tensor], packed: PackedWeights
+    ) -> Layout:
+        """Of these tensors."""
+        return cls(len(radial), len(wigner), tuple(len(matrices) for matrices in packed))
+
+    def split(self, flat: Sequence[Any]) -> tuple[list[Any], list[Any], list[list[Any]]]:
+        """Activations, Wigner-D matrices and packed weights from one flat list."""
+        radial = list(flat[: self.num_radial])
+        start = self.num_radial + self.num_wigner
+        wigner = list(flat[self.num_radial : start])
+        packed = []
+        for count in self.num_orders:
+            packed.append(list(flat[start : start + count]))
+            start += count
+        return radial, wigner, packed
+
+    def needs(self, flags: Sequence[bool]) -> EdgeNeeds:
+        """Which of them need a gradient, from a flag for each."""
+        radial, wigner, packed = self.split(flags)
+        return EdgeNeeds(any(radial), any(wigner), any(any(p) for p in packed))
+
+
+def flatten_tensors(
+    radial: Sequence[Tensor] | None,
+    wigner: Sequence[Tensor] | None,
+    packed: Sequence[Sequence[Tensor]] | None,
+    layout: Layout,
+) -> list[Tensor | None]:
+    """Inverse of :meth:`Layout.split`, with ``None`` for what there is no gradient of."""
+    flat: list[Tensor | None] = []
+    flat += radial if radial is not None else [None] * layout.num_radial
+    flat += wigner if wigner is not None else [None] * layout.num_wigner
+    for index, count in enumerate(layout.num_orders):
+        flat += packed[index] if packed is not None else [None] * count
+    return flat
+
+
+def differentiable_backward(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], dy: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``function(*inputs)`` that can themselves be differentiated."""
+    # Some inputs depend on others (a Wigner-D matrix on the one below it); differentiating with
+    # respect to views keeps those dependencies out of the partial derivatives.
+    inputs = [tensor.view_as(tensor) for tensor in inputs]
+    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+    gradients = iter(
+        torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True, allow_unused=True)
+    )
+    return [next(gradients) if need else None for need in needed]
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep autocast out: the settings say which products are done in less precision."""
+
+    @wraps(function)
+    def run(ctx: Any, *arguments: Any) -> Any:
+        device = next(a.device.type for a in arguments if isinstance(a, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(ctx, *arguments)
+
+    return run

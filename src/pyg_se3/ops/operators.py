@@ -1,0 +1,270 @@
+"""The kernels' door, open to ``torch.compile`` and ``torch.export``, too.
+
+While a compiler traces, the calls become operators of PyTorch with known output shapes and a
+backward operator: opaque to the compiler, so that kernels may decide by the tensors' values. The
+backward operator computes the messages once more. What is not a tensor travels as text
+(``plan.code`` and the like).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+from pyg_se3.ops import dispatch
+from pyg_se3.ops.attention_shape import AttentionShape
+from pyg_se3.ops.autograd_tools import Layout
+from pyg_se3.ops.edge_autograd import EdgeAttention, EdgeConv
+from pyg_se3.ops.options import KernelOptions
+from pyg_se3.ops.packing import PackedWeights, pack_plan
+from pyg_se3.ops.plan import PairWeights, TFNPlan
+from pyg_se3.ops.source_autograd import SourceAttention, SourceConv
+from pyg_se3.ops.source_schedule import source_schedule
+from pyg_se3.so3 import EdgeGeometry
+
+
+def tfn_conv(
+    plan: TFNPlan,
+    x: Tensor,
+    source: Tensor,
+    radial: Sequence[Tensor],
+    geometry: EdgeGeometry,
+    weights: PairWeights,
+    options: KernelOptions | None = None,
+    packed: PackedWeights | None = None,
+    tangents: Sequence[Tensor] = (),
+) -> Tensor:
+    """Messages of a TFN convolution, see :func:`pyg_se3.ops.dispatch.tfn_conv`."""
+    if _is_eager(options):
+        return dispatch.tfn_conv(
+            plan, x, source, radial, geometry, weights, options, packed, tangents
+        )
+    codes = plan.code, (options or KernelOptions()).code, ""
+    wigner = geometry.wigner[: plan.max_degree + 1]
+    tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed)]
+    return _operator(*codes, _autocast_dtype(x), [source], tensors, list(tangents))
+
+
+def tfn_attention(
+    plan: TFNPlan,
+    shape: AttentionShape,
+    x: Tensor,
+    query: Tensor,
+    source: Tensor,
+    target: Tensor,
+    radial: Sequence[Tensor],
+    geometry: EdgeGeometry,
+    weights: PairWeights,
+    options: KernelOptions | None = None,
+    packed: PackedWeights | None = None,
+    tangents: Sequence[Tensor] = (),
+) -> Tensor:
+    """Attention over messages, see :func:`pyg_se3.ops.dispatch.tfn_attention`."""
+    if _is_eager(options):
+        return dispatch.tfn_attention(
+            plan,
+            shape,
+            x,
+            query,
+            source,
+            target,
+            radial,
+            geometry,
+            weights,
+            options,
+            packed,
+            tangents,
+        )
+    codes = plan.code, (options or KernelOptions()).code, shape.code
+    wigner = geometry.wigner[: plan.max_degree + 1]
+    tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed), query]
+    return _operator(*codes, _autocast_dtype(x), [source, target], tensors, list(tangents))
+
+
+def _is_eager(options: KernelOptions | None) -> bool:
+    """Whether the kernel runs as it is: no compiler is at work, or it can look into the kernel."""
+    transparent = options is not None and options.kernel in ("reference", "triton")
+    return transparent or not torch.compiler.is_compiling()
+
+
+def _matrices(plan: TFNPlan, weights: PairWeights, packed: PackedWeights | None) -> list[Tensor]:
+    return [matrix for matrices in packed or pack_plan(plan, weights) for matrix in matrices]
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+@custom_op("pyg_se3::convolution", mutates_args=())
+def _operator(
+    plan: str,
+    options: str,
+    shape: str,
+    autocast: torch.dtype | None,
+    index: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+) -> Tensor:
+    """The convolution, or with a shape and targets in ``index`` attention over it."""
+    function, arguments, _ = _call(plan, options, shape, autocast, index, tensors, tangents)
+    with torch.no_grad():
+        return function.forward(_Context(), *arguments)
+
+
+@_operator.register_fake
+def _(
+    plan: str,
+    options: str,
+    shape: str,
+    autocast: torch.dtype | None,
+    index: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+) -> Tensor:
+    problem = TFNPlan.from_code(plan)
+    geometry = tensors[1 + len(problem.groups)]
+    if not shape:
+        return geometry.new_empty(index[0].shape[0], problem.fiber_out.dim)
+    return geometry.new_empty(tensors[-1].shape[0], AttentionShape.from_code(shape).value.dim)
+
+
+@custom_op("pyg_se3::convolution_backward", mutates_args=())
+def _backward_operator(
+    plan: str,
+    options: str,
+    shape: str,
+    autocast: torch.dtype | None,
+    needed: Sequence[bool],
+    gradient: Tensor,
+    index: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+) -> list[Tensor]:
+    """Gradients of all ``tensors``; of no elements where none is needed."""
+    function, arguments, places = _call(plan, options, shape, autocast, index, tensors, tangents)
+    context = _Context()
+    context.needs_input_grad = [False] * len(arguments)
+    for place, need in zip(places, needed, strict=True):
+        context.needs_input_grad[place] = need
+    with torch.no_grad():
+        function.forward(context, *arguments)
+        gradients = function.backward(context, gradient)
+    found = []
+    for place, tensor, need in zip(places, tensors, needed, strict=True):
+        part = gradients[place] if need else None
+        if need and part is None:
+            part = torch.zeros_like(tensor)
+        found.append(tensor.new_empty(0) if part is None else part.to(tensor.dtype))
+    return found
+
+
+@_backward_operator.register_fake
+def _(
+    plan: str,
+    options: str,
+    shape: str,
+    autocast: torch.dtype | None,
+    needed: Sequence[bool],
+    gradient: Tensor,
+    index: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+) -> list[Tensor]:
+    return [
+        torch.empty_like(tensor) if need else tensor.new_empty(0)
+        for tensor, need in zip(tensors, needed, strict=True)
+    ]
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *codes, autocast, index, tensors, tangents = inputs
+    ctx.codes, ctx.autocast = codes, autocast
+    ctx.counts = len(index), len(tensors)
+    ctx.needed = [tensor.requires_grad for tensor in tensors]
+    ctx.save_for_backward(*index, *tensors, *tangents)
+
+
+def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    saved, (first, count) = list(ctx.saved_tensors), ctx.counts
+    gradients = _backward_operator(
+        *ctx.codes,
+        ctx.autocast,
+        ctx.needed,
+        gradient,
+        saved[:first],
+        saved[first : first + count],
+        saved[first + count :],
+    )
+    found = [part if need else None for part, need in zip(gradients, ctx.needed, strict=True)]
+    tangents = len(saved) - first - count
+    return None, None, None, None, [None] * first, found, [None] * tangents
+
+
+_operator.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Context(SimpleNamespace):
+    """Stands in for the context of an autograd function that is called by hand."""
+
+    needs_input_grad: list[bool]
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+
+def _call(
+    plan: str,
+    options: str,
+    shape: str,
+    autocast: torch.dtype | None,
+    index: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    tangents: Sequence[Tensor],
+) -> tuple[Any, list[Any], list[int]]:
+    """The autograd function, its arguments, and where ``tensors`` are among them.
+
+    Raises:
+        ValueError: an edge has zero length.
+    """
+    problem, how = TFNPlan.from_code(plan), KernelOptions.from_code(options)
+    attention = AttentionShape.from_code(shape) if shape else None
+    x, rest = tensors[0], list(tensors[1:])
+    query = [rest.pop()] if attention else []
+    groups, degrees = len(problem.groups), problem.max_degree + 1
+    radial, wigner = rest[:groups], rest[groups : groups + degrees]
+    matrices = iter(rest[groups + degrees :])
+    packed = tuple(
+        tuple(next(matrices) for _ in range(group.max_order + 1)) for group in problem.groups
+    )
+    # A rotation's rows have length 1; kernels leave edges without direction to others.
+    if degrees > 1 and bool((wigner[1] == 0).all(-1).any()):
+        raise ValueError(
+            "compiled models do not take edges of zero length; remove self-loops and "
+            "coinciding nodes, or do not compile"
+        )
+    with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
+        settings = dispatch.edge_settings(problem, x.device, wigner[0].dtype, None, how)
+    by_source = dispatch.choose_kernel(problem, x, index[0], how) == "source"
+    schedule = [source_schedule(index[0], x.shape[0], settings.chunk_size)] if by_source else []
+    layout = Layout.of(radial, wigner, packed)
+    head: list[Any] = [problem, settings, *schedule, layout, tangents]
+    if attention:
+        function: Any = SourceAttention if by_source else EdgeAttention
+        head += [attention, *index]
+    else:
+        function = SourceConv if by_source else EdgeConv
+        head += index
+    dtype = wigner[0].dtype
+    given = [tensor.to(dtype) for tensor in (*query, x, *rest)]
+    first = len(head) + len(query)
+    places = list(range(first, first + len(tensors) - len(query)))
+    if query:
+        places.append(len(head))
+    return function, head + given, places

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MINI = ROOT / "tests" / "fixtures" / "qm9_mini.csv"
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("qm9")
+
+
+@pytest.fixture(scope="session")
+def tiny(data_root: Path) -> list[str]:
+    """Overrides that make a run of seconds on the fixture, its sets not divisible by two."""
+    return [
+        f"data.raw_path={MINI}", f"data.root={data_root}", "data.split=[41,13,9]",
+        "data.limit_val=null", "model.num_layers=2", "model.num_degrees=2",
+        "model.num_channels=4", "model.num_heads=2", "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1",
+        "callbacks.last.min_seconds=0", "callbacks.progress.refresh_rate=0",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start python with arguments in an empty folder; its output goes to a pipe."""
+    started: list[subprocess.Popen] = []
+
+    def _start(*arguments: str, before: tuple[str, ...] = (), **environment: str):
+        process = subprocess.Popen(
+            [*before, sys.executable, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield _start
+    for process in started:
+        for pid in reversed([process.pid, *descendants(process.pid)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they did."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:  # It has ended, or the system has no /proc.
+        return []
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
