@@ -46,14 +46,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="small batch, few repeats; other options given explicitly still hold",
     )
-    parser.add_argument("--systems", nargs="+", default=list(DEFAULT_SYSTEMS), type=_variant)
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[100])
-    parser.add_argument("--modes", nargs="+", default=["training", "inference"], choices=MODES[:2])
-    parser.add_argument("--layers", type=int, default=spec.num_layers)
-    parser.add_argument("--degrees", type=int, default=spec.num_degrees)
-    parser.add_argument("--channels", type=int, default=spec.num_channels)
-    parser.add_argument("--heads", type=int, default=spec.num_heads)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--systems", nargs="+", default=list(DEFAULT_SYSTEMS), type=_variant, help="see below"
+    )
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[100], help="molecules")
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["training", "inference"],
+        choices=MODES[:2],
+        help="a whole step, or the forward pass alone",
+    )
+    parser.add_argument("--layers", type=int, default=spec.num_layers, help="of attention")
+    parser.add_argument("--degrees", type=int, default=spec.num_degrees, help="0 to one less")
+    parser.add_argument("--channels", type=int, default=spec.num_channels, help="of every degree")
+    parser.add_argument("--heads", type=int, default=spec.num_heads, help="of attention")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of PyTorch")
     parser.add_argument("--warmup", type=int, default=1, help="untimed calls")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls at most")
     parser.add_argument("--rounds", type=int, default=1, help="interleaved runs of every system")
@@ -68,7 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=float,
         help="let larger allocations fail; by default 90 %% of what is free",
     )
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--data", type=Path, default=Path("data/qm9"), help="processed QM9")
     parser.add_argument("--raw-path", type=Path, help="part of QM9 in qm9pack's format")
     parser.add_argument("--output", type=Path, help="stem of the files to write")

@@ -215,7 +215,8 @@ SYSTEMS: dict[str, System] = {
     "ours-fast": _ours("pyg-se3, fast", fast=True),
     "ours-edge": _ours("pyg-se3, edge kernel", kernel="edge"),
     "ours-source": _ours("pyg-se3, source kernel", kernel="source"),
-    "ours-low-memory": _ours("pyg-se3, low memory", memory="low"),
+    "ours-low-memory": _ours("pyg-se3, memory=low", memory="low"),
+    "ours-memory-fast": _ours("pyg-se3, memory=fast", memory="fast"),
 }
 
 NVIDIA = tuple(name for name in SYSTEMS if name.startswith("nvidia-"))

@@ -54,3 +54,15 @@ def generator():
 def _seeded():
     """Weights are drawn from the global generator: the same ones in every run."""
     torch.manual_seed(7)
+
+
+@pytest.fixture(scope="session")
+def flat():
+    """One tensor of whatever a model returns."""
+
+    def join(output):
+        if isinstance(output, torch.Tensor):
+            return output
+        return torch.cat([output[degree].flatten(1) for degree in sorted(output)], dim=1)
+
+    return join

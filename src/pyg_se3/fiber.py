@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Fiber(Mapping[int, int]):
         TypeError: ``channels`` is not a mapping of integers.
     """
 
-    __slots__ = ("_channels",)
+    __slots__ = ("_channels", "_dim", "_sizes")
 
     def __init__(self, channels: Mapping[int, int]) -> None:
         if not isinstance(channels, Mapping):
@@ -50,6 +50,8 @@ class Fiber(Mapping[int, int]):
             if int(count):
                 checked[int(degree)] = int(count)
         self._channels = dict(sorted(checked.items()))
+        self._sizes = tuple(c * (2 * d + 1) for d, c in self._channels.items())
+        self._dim = sum(self._sizes)
 
     @classmethod
     def create(cls, num_degrees: int, num_channels: int) -> Fiber:
@@ -83,6 +85,10 @@ class Fiber(Mapping[int, int]):
     def to_dict(self) -> dict[int, int]:
         """A plain, mutable copy."""
         return dict(self._channels)
+
+    def items(self) -> ItemsView[int, int]:
+        """Degrees with their channels, ascending."""
+        return self._channels.items()
 
     def __getitem__(self, degree: int) -> int:
         return self._channels[degree]
@@ -130,12 +136,12 @@ class Fiber(Mapping[int, int]):
     @property
     def sizes(self) -> tuple[int, ...]:
         """Width ``C_l (2l+1)`` of each degree's block in the packed form."""
-        return tuple(c * (2 * d + 1) for d, c in self.items())
+        return self._sizes
 
     @property
     def dim(self) -> int:
         """Width of the packed form, the sum of ``C_l (2l+1)``."""
-        return sum(self.sizes)
+        return self._dim
 
     @property
     def is_uniform(self) -> bool:
@@ -151,10 +157,14 @@ class Fiber(Mapping[int, int]):
         Returns:
             ``{l: [N, 2l+1, C_l]}``.
         """
-        blocks = packed.split(self.sizes, dim=-1)
+        lead = packed.shape[:-1]
+        if len(self._sizes) == 1:
+            blocks: tuple[Tensor, ...] = (packed,)
+        else:
+            blocks = packed.split(self._sizes, dim=-1)
         return {
-            degree: block.unflatten(-1, (2 * degree + 1, channels))
-            for (degree, channels), block in zip(self.items(), blocks, strict=True)
+            degree: block.view(*lead, 2 * degree + 1, channels)
+            for (degree, channels), block in zip(self._channels.items(), blocks, strict=True)
         }
 
     def unpack(self, packed: Tensor) -> dict[int, Tensor]:

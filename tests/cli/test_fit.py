@@ -61,6 +61,20 @@ def test_own_folder_and_callbacks(command, data_root, tmp_path):
     assert "raw_parameters" in checkpoint
 
 
+def test_own_molecules(command, tmp_path):
+    blocks = [f"2\nenergy={0.1 * i}\nH 0 0 0\nH 0 0 {0.7 + 0.01 * i}\n" for i in range(8)]
+    (tmp_path / "mine.xyz").write_text("".join(blocks))
+    command(
+        "fit", "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--model.net.num_layers=1",
+        "--model.net.num_channels=4", "--model.net.num_degrees=2", "--model.net.num_heads=2",
+        "--data=MoleculesDataModule", "--data.path=mine.xyz", "--data.target=energy",
+        "--data.split=[4,2,2]", "--trainer.default_root_dir=run",
+    )  # fmt: skip
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["targets"] == ["energy"]
+    command("evaluate", "ckpt_path=run/checkpoints/best.ckpt", "data.path=mine.xyz")
+
+
 def test_mistakes(command):
-    assert "--data.targt" in command("fit", "--data.targt=gap", code=2).stderr
+    assert "'targt' is not accepted" in command("fit", "--data.targt=gap", code=2).stderr
     assert "valid targets" in command("fit", "--data.target=homoo", code=1).stderr

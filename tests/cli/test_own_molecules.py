@@ -28,6 +28,7 @@ def molecules(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
             AllChem.EmbedMolecule(mol, randomSeed=1)
             mol.SetProp("energy", str(-1.5 * number))
+            mol.SetProp("_Name", f"mine {number}")
             writer.write(mol)
             block = Chem.MolToXYZBlock(mol)
             (folder / "xyz").mkdir(exist_ok=True)
@@ -57,6 +58,7 @@ def test_train_and_evaluate(data, command, molecules, tmp_path):
         rows = list(csv.DictReader(file))
     # idx is the place in the file.
     assert [float(r["target"]) for r in rows] == [-1.5 * int(r["idx"]) for r in rows]
+    assert [r["name"] for r in rows] == [f"mine {r['idx']}" for r in rows]
     for name in ("parity.png", "learning_curve.png", "summary.md", "checkpoints/last.ckpt"):
         assert (run / name).is_file()
     processed = tmp_path / "data" / "molecules"
@@ -70,10 +72,11 @@ def test_train_and_evaluate(data, command, molecules, tmp_path):
     again = only("runs/evaluate/*", tmp_path)
     found = [(folder / "test_predictions.csv").read_text() for folder in (run, again)]
     assert found[0] == found[1]
-    done = command("evaluate", f"ckpt_path={checkpoint}", "data.raw_path=x.csv", code=1)
+    third = [f"ckpt_path={checkpoint}", "hydra.run.dir=third"]
+    done = command("evaluate", *third, "data.raw_path=x.csv", code=1)
     assert "data.raw_path is no option of MoleculesDataModule" in done.stderr
     moved.write_text(moved.read_text().replace("-1.5", "-1.25"))
-    done = command("evaluate", f"ckpt_path={checkpoint}", f"data.path={moved}", code=1)
+    done = command("evaluate", *third, f"data.path={moved}", code=1)
     assert "split differently" in done.stderr
 
 

@@ -74,6 +74,7 @@ def test_sdf_as_from_python(command, make_checkpoint, sdf, tmp_path):
         "predict", f"ckpt_path={checkpoint}", f"input={sdf}", "output=out.csv", "trainer=cpu",
         "batch_size=3",
     )  # fmt: skip
+    assert not list(tmp_path.glob("runs/predict/*"))
     assert "4 predictions in out.csv" in done.stdout
     rows = table(tmp_path / "out.csv")
     assert list(rows[0]) == ["molecule", "name", "homo [eV]", "mu [D]"]

@@ -119,6 +119,43 @@ def test_evaluate_refuses(command, tiny, tmp_path):
     assert "did you mean ckpt_path?" in done.stderr
 
 
+def test_evaluate_replaces_results_only_when_told(command, tiny, data_root, tmp_path):
+    command("train", *tiny, "trainer.max_epochs=1", "run_dir=run")
+    arguments = ["ckpt_path=run/checkpoints/best.ckpt", f"data.root={data_root}", "paths.run=run"]
+    before = (tmp_path / "run" / "summary.json").read_bytes()
+    done = command("evaluate", *arguments, code=1)
+    assert "run has results already (summary.md, parity.png" in done.stderr
+    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+    command("evaluate", *arguments, "overwrite=true")
+    assert (tmp_path / "run" / "summary.json").read_bytes() != before
+
+
+def test_a_run_that_ends_inside_an_epoch_is_validated(command, tiny, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for steps in (3, 7):  # an epoch has 5
+        command("train", *tiny, f"trainer.max_steps={steps}", "run_dir=run", "resume=true")
+        with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+            validated = [int(row["step"]) for row in csv.DictReader(file) if row["val/mae"]]
+        assert validated[-1] == steps - 1
+        assert (checkpoints / "best.ckpt").is_file()
+        last = torch.load(checkpoints / "last.ckpt", weights_only=True)
+        assert last["global_step"] == steps
+    assert validated == [2, 4, 6]
+    command("train", *tiny, "trainer.max_steps=7", "run_dir=run", "resume=true")
+    again = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    assert all(torch.equal(v, again["state_dict"][k]) for k, v in last["state_dict"].items())
+
+
+def test_a_sweep_starts_no_processes(command, tiny, tmp_path):
+    done = command(
+        "train", "-m", *tiny, "data.target=homo,gap", "trainer=ddp", "trainer.accelerator=cpu",
+        "trainer.devices=2", "run_dir=sweep", code=1,
+    )  # fmt: skip
+    assert "cannot start the 2 processes of each run itself" in done.stderr
+    assert "torchrun" in done.stderr
+    assert not list(tmp_path.glob("sweep/*/checkpoints"))
+
+
 def test_help_helps(command):
     out = command("train", "--help").stdout
     for words in ("+experiment=qm9_homo_quick", "data.target=gap", "num_channels: 32"):

@@ -27,8 +27,8 @@ def test_statistics_are_those_of_the_training_molecules(make):
     seen = torch.cat([batch.y for batch in dm.train_dataloader()])
     assert torch.allclose(seen.mean(0), dm.target_mean, rtol=1e-5)
     assert not torch.allclose(dm.dataset.y[:, 4].mean().float(), dm.target_mean[0], rtol=1e-5)
-    assert (dm.target_names, dm.target_units, dm.target_unit) == (["gap", "U0"], ["eV"] * 2, "eV")
-    assert make(target=["gap", "mu"]).target_unit == "mixed"
+    assert (dm.target_names, dm.target_units) == (["gap", "U0"], ["eV"] * 2)
+    assert make(target=["gap", "mu"]).target_units == ["eV", "D"]
 
 
 def test_sets(make):

@@ -42,7 +42,7 @@ def test_same_in_memory_and_on_disk(make):
         dm.setup("fit")
     assert ram.describe() == disk.describe()
     assert (ram.num_train, ram.num_val, ram.num_test) == (10, 1, 1)
-    assert (ram.target_names, ram.target_unit) == (["energy"], "eV")
+    assert (ram.target_names, ram.target_units) == (["energy"], ["eV"])
     assert (ram.fiber_in, ram.fiber_edge) == ({0: 6}, {0: 4}) == (disk.fiber_in, disk.fiber_edge)
     pairs = zip(ram.train_dataloader(), disk.train_dataloader(), strict=True)
     for one, two in pairs:

@@ -63,15 +63,3 @@ def model(recipe):
 def graph():
     generator = torch.Generator().manual_seed(11)
     return random_graph(7, 20, FIBER_IN, fiber_edge=FIBER_EDGE, generator=generator)
-
-
-@pytest.fixture(scope="session")
-def flat():
-    """One tensor of whatever a model returns."""
-
-    def join(output):
-        if isinstance(output, torch.Tensor):
-            return output
-        return torch.cat([output[degree].flatten(1) for degree in sorted(output)], dim=1)
-
-    return join

@@ -74,13 +74,3 @@ def chain():
     pos = [[0, 0, 0], [1.4, 0.2, 0], [2.0, 1.5, 0.3], [3.3, 1.4, 1.0], [4.0, 2.6, 0.8]]
     pos += [[5.2, 2.4, 1.7]]
     return _graph(pos, _both_ways([(i, i + 1) for i in range(5)]), seed=2)
-
-
-@pytest.fixture(scope="session")
-def flat():
-    def join(output):
-        if isinstance(output, torch.Tensor):
-            return output
-        return torch.cat([output[degree].flatten(1) for degree in sorted(output)], dim=1)
-
-    return join

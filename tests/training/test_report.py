@@ -41,6 +41,10 @@ def test_predictions(tmp_path):
     header, row = (tmp_path / "p.csv").read_text().splitlines()
     assert header == "idx,target_a,prediction_a,error_a,target_b,prediction_b,error_b"
     assert row == "7,1,1.5,0.5,2,1,-1"
+    one = torch.tensor([[1.0]])
+    write_predictions(tmp_path / "q.csv", torch.tensor([7]), one, one, molecules=["CO, solid"])
+    with open(tmp_path / "q.csv", newline="") as file:
+        assert list(csv.DictReader(file))[0]["name"] == "CO, solid"
 
 
 @pytest.mark.parametrize("target", ["homo", ["homo", "mu"]])
@@ -61,6 +65,8 @@ def test_run_leaves_its_results(target, make_data, make_net, make_module, make_t
     with open(tmp_path / "test_predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["idx"]) for row in rows] == sorted(data.test_set.store.idx[data.split.test])
+    smiles = {int(i): data.dataset.smiles(n) for n, i in enumerate(data.dataset.table.idx)}
+    assert [row["name"] for row in rows] == [smiles[int(row["idx"])] for row in rows]
     suffix = "" if data.num_targets == 1 else "_homo"
     errors = [abs(float(row[f"error{suffix}"])) for row in rows]
     assert homo["mae"] == pytest.approx(sum(errors) / len(errors), rel=1e-5)

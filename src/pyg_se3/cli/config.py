@@ -85,6 +85,7 @@ class EvaluateConfig:
     """The keys of ``conf/evaluate.yaml``."""
 
     ckpt_path: str = "???"
+    overwrite: bool = False
     matmul_precision: Literal["highest", "high"] | None = None
     kernel: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)

@@ -56,10 +56,17 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     Raises:
         ConfigError: If the configuration has unknown keys or values of a wrong type.
+        FileExistsError: If the folder has the results of a test already.
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is no checkpoint, was made on other data, or its data set is not known.
     """
     validate(config, EvaluateConfig)
+    folder = Path(config.paths.run)
+    found = [name for name in FILES if (folder / name).exists()]
+    if found and not config.overwrite:
+        raise FileExistsError(
+            f"{folder} has results already ({', '.join(found)}): overwrite=true replaces them"
+        )
     net, checkpoint = load_model(config.ckpt_path, instantiate(config.kernel))
     record, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     data = build_data(config, record)
@@ -77,7 +84,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     report = RunReport()
     trainer.callbacks += [report]  # type: ignore[attr-defined]
     trainer.test(module, datamodule=data, verbose=False)
-    tell_results(Path(config.paths.run), report.table, FILES)
+    tell_results(folder, report.table, FILES)
     return report.summary
 
 

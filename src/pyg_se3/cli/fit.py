@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from pyg_se3.cli.errors import explain
 from pyg_se3.cli.run import continue_metrics, quieten_lightning
-from pyg_se3.data import QM9DataModule
+from pyg_se3.data import MoleculeDataModule
 from pyg_se3.training import AtomicCheckpointIO, SE3Module, callbacks
 from pyg_se3.training.checkpoint import LAST
 from pyg_se3.training.loggers import MetricsFile
@@ -31,7 +31,9 @@ class SE3CLI(LightningCLI):
     def __init__(self) -> None:
         super().__init__(
             SE3Module,
-            QM9DataModule,
+            MoleculeDataModule,
+            # QM9 if not given; --data=MoleculesDataModule for one's own.
+            subclass_mode_data=True,
             seed_everything_default=0,
             # The module makes them: --model.optimizer, --model.scheduler.
             auto_configure_optimizers=False,
@@ -43,10 +45,11 @@ class SE3CLI(LightningCLI):
         """Make a model for QM9 with bonds the default."""
         parser.set_defaults(
             {
+                "data": {"class_path": "pyg_se3.data.QM9DataModule"},
                 "model.net": {
                     "class_path": "pyg_se3.models.SE3TransformerPooled",
                     "init_args": {"fiber_in": {0: 6}, "fiber_edge": {0: 4}},
-                }
+                },
             }
         )
 

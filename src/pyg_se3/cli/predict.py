@@ -80,6 +80,10 @@ def predict(config: DictConfig) -> Path:
         record["targets"],
         record["units"],
     )
+    # Hydra makes a folder for every run; the table may be elsewhere.
+    folder = Path(config.paths.run)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
     print(f"\n{len(molecules):,} predictions in {output}", flush=True)
     return output
 

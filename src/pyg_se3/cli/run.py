@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pyg_se3.cli.config import ConfigError
 from pyg_se3.cli.errors import explain
+from pyg_se3.cli.folder import processes_from_outside
 from pyg_se3.cli.precision import apply_precision
 from pyg_se3.training.callbacks.finite import NonFiniteLossError
 from pyg_se3.training.checkpoint import AtomicCheckpointIO, read_checkpoint
@@ -39,7 +42,11 @@ def quieten_lightning() -> None:
 
 
 def build_trainer(config: DictConfig) -> pl.Trainer:
-    """The trainer of a configuration, its callbacks and loggers included."""
+    """The trainer of a configuration, its callbacks and loggers included.
+
+    Raises:
+        ConfigError: If it would start processes in a sweep, or the precision does not fit.
+    """
     callbacks = [instantiate(c) for c in config.get("callbacks", {}).values() if c is not None]
     loggers = [instantiate(c) for c in config.get("logger", {}).values() if c is not None]
     trainer = instantiate(
@@ -50,8 +57,19 @@ def build_trainer(config: DictConfig) -> pl.Trainer:
         default_root_dir=config.paths.run,
         _convert_="all",
     )
+    _check_sweep(trainer)
     apply_precision(config, trainer)
     return trainer
+
+
+def _check_sweep(trainer: pl.Trainer) -> None:
+    # Lightning starts the other processes with the same command line: each would begin the sweep.
+    starts_others = trainer.world_size > 1 and processes_from_outside() == 1
+    if starts_others and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            f"a sweep (-m) cannot start the {trainer.world_size} processes of each run itself: "
+            "start the sweep with torchrun and run_dir=..., or every run on its own"
+        )
 
 
 def continue_metrics(trainer: pl.Trainer, checkpoint: str | os.PathLike[str]) -> None:

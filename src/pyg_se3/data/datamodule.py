@@ -220,12 +220,6 @@ class MoleculeDataModule(pl.LightningDataModule):
         return len(self.target_names)
 
     @property
-    def target_unit(self) -> str:
-        """The common unit of the targets, or ``"mixed"``."""
-        units = set(self.target_units)
-        return units.pop() if len(units) == 1 else "mixed"
-
-    @property
     def node_dim(self) -> int:
         """Width of ``x``."""
         return self.dataset.node_dim
@@ -274,6 +268,17 @@ class MoleculeDataModule(pl.LightningDataModule):
     def test_set(self) -> MoleculeDataset:
         """Test molecules."""
         return self.dataset.subset(self.split.test)
+
+    def test_names(self, idx: Tensor) -> list[str]:
+        """What people call test molecules.
+
+        Args:
+            idx: Their identifiers [M].
+        """
+        test = self.test_set
+        known = test.table.idx[test.positions()].tolist()
+        place = {number: position for position, number in enumerate(known)}
+        return [test.name(place[number]) for number in idx.tolist()]
 
     @property
     def split_fingerprint(self) -> str:

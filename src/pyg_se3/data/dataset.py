@@ -39,8 +39,9 @@ class MoleculeTable(Protocol):
 class MoleculeDataset(Dataset):
     """A PyG data set that collates whole batches at once, and knows targets and sizes beforehand.
 
-    Subclasses offer ``len``, ``get``, :attr:`table`, :meth:`gather`, :attr:`node_dim` and
-    :attr:`edge_dim`, and set ``spec``, plain values that determine what they hold.
+    Subclasses offer ``len``, ``get``, :attr:`table`, :meth:`gather`, :meth:`name`,
+    :attr:`node_dim` and :attr:`edge_dim`, and set ``spec``, plain values that determine what they
+    hold.
     """
 
     spec: dict[str, Any]
@@ -58,6 +59,10 @@ class MoleculeDataset(Dataset):
             rows: Positions [B].
             columns: Columns of ``y`` to give; all if None.
         """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What people call an item; may be empty."""
 
     @property
     @abstractmethod

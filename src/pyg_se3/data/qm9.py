@@ -106,6 +106,10 @@ class QM9(MoleculeDataset):
         """SMILES of an item (empty for ``source="pyg"``)."""
         return self.store.smiles(int(self.positions([index])[0]))
 
+    def name(self, index: int) -> str:
+        """Its SMILES."""
+        return self.smiles(index)
+
     def mean(self, target: str | int) -> float:
         """Mean of a target over this (sub)set."""
         return float(self.y[:, get_target(target).index].mean())

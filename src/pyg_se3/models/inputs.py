@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_se3.fiber import Fiber
-from pyg_se3.nn.edges import check_edge_attr, edge_geometry, plain_edge_index
-from pyg_se3.ops.edge_runs import edge_kinds, similar_runs
+from pyg_se3.nn.edges import check_edge_attr, edge_geometry, plain_edge_index, similar_edges
 from pyg_se3.so3 import EdgeGeometry, unpack_frames
 
 Features = Tensor | Mapping[int, Tensor]
@@ -45,21 +43,8 @@ class Graph:
         Nodes do not feel the order of edges; neighbours in this order have similar radial
         activations, which is what compression lives on.
         """
-        distance = self.geometry.distance.detach().double()
-        kinds = edge_kinds(self.edge_attr, distance)
-        order = (kinds * 1e4 + distance).argsort()
-        geometry = self.geometry.permute(order)
-        if distance.device.type == "cpu" and not torch.compiler.is_compiling():
-            runs = similar_runs(kinds[order].numpy(), distance[order].numpy())
-            geometry = replace(geometry, runs=runs)
-        return Graph(
-            self.x,
-            self.edge_index[:, order],
-            None if self.edge_attr is None else self.edge_attr[order],
-            geometry,
-            self.batch,
-            self.num_graphs,
-        )
+        edges = similar_edges(self.edge_index, self.edge_attr, self.geometry)
+        return Graph(self.x, *edges, self.batch, self.num_graphs)
 
 
 def read_graph(

@@ -9,7 +9,13 @@ from torch_geometric.nn import MessagePassing
 
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.conv import TFNConv
-from pyg_se3.nn.edges import edge_geometry, plain_edge_index, radial_inputs, source_features
+from pyg_se3.nn.edges import (
+    edge_geometry,
+    edges_for,
+    plain_edge_index,
+    radial_inputs,
+    source_features,
+)
 from pyg_se3.nn.linear import EquivariantLinear
 from pyg_se3.nn.radial import radial_activations
 from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention, uses_tangents
@@ -122,6 +128,10 @@ class SE3Attention(MessagePassing):
         self.fiber_in.check(x, "node features")
         edge_index = plain_edge_index(edge_index, x.shape[0])
         geometry = edge_geometry(self.to_key_value.plan.max_degree, edge_index, pos, geometry)
+        conv = self.to_key_value
+        edge_index, edge_attr, geometry = edges_for(
+            conv.plan, conv.kernel_options, edge_index, edge_attr, geometry
+        )
         attended = self.message_and_aggregate(edge_index, x, edge_attr, geometry)
         parts = [(self.attention.value, attended), (self.fiber_in, x)]
         return self.project.forward_parts(parts)

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 
 from pyg_se3.fiber import Fiber
-from pyg_se3.nn.edges import edge_geometry, plain_edge_index, radial_inputs, source_features
+from pyg_se3.nn.edges import (
+    edge_geometry,
+    edges_for,
+    plain_edge_index,
+    radial_inputs,
+    source_features,
+)
 from pyg_se3.nn.linear import EquivariantLinear
 from pyg_se3.nn.radial import RadialProfile, RadialWeights, radial_activations
 from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv, uses_tangents
@@ -104,6 +110,9 @@ class TFNConv(MessagePassing):
         self.fiber_in.check(x, "node features")
         edge_index = plain_edge_index(edge_index, x.shape[0])
         geometry = edge_geometry(self.plan.max_degree, edge_index, pos, geometry)
+        edge_index, edge_attr, geometry = edges_for(
+            self.plan, self.kernel_options, edge_index, edge_attr, geometry
+        )
         size = (x.shape[0], x.shape[0])  # or nodes after the last receiver would be left out
         out = self.propagate(edge_index, size=size, x=x, edge_attr=edge_attr, geometry=geometry)
         if self.self_interaction is None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.linear import concatenate
+from pyg_se3.ops import KernelOptions, TFNPlan, wants_similar_edges
+from pyg_se3.ops.edge_runs import edge_kinds, similar_runs
 from pyg_se3.so3 import EdgeGeometry
+
+WORTH_SORTING = 512
+"""Edges from which on sorting them takes less time than it saves."""
 
 
 def plain_edge_index(edge_index: Tensor, num_nodes: int) -> Tensor:
@@ -67,6 +74,37 @@ def edge_geometry(
         raise ValueError(f"pos is not finite: node {first} is at {pos[first].tolist()}")
     source, target = edge_index
     return EdgeGeometry.from_vectors(pos[target] - pos[source], max_degree)
+
+
+def similar_edges(
+    edge_index: Tensor, edge_attr: Tensor | None, geometry: EdgeGeometry
+) -> tuple[Tensor, Tensor | None, EdgeGeometry]:
+    """The same edges sorted by features, then length, for kernels that compress.
+
+    On the CPU the geometry also says where runs of similar edges begin.
+    """
+    distance = geometry.distance.detach().double()
+    kinds = edge_kinds(edge_attr, distance)
+    order = (kinds * 1e4 + distance).argsort()
+    geometry = geometry.permute(order)
+    if _may_look(distance):
+        runs = similar_runs(kinds[order].numpy(), distance[order].numpy())
+        geometry = replace(geometry, runs=runs)
+    return edge_index[:, order], None if edge_attr is None else edge_attr[order], geometry
+
+
+def edges_for(
+    plan: TFNPlan,
+    options: KernelOptions,
+    edge_index: Tensor,
+    edge_attr: Tensor | None,
+    geometry: EdgeGeometry,
+) -> tuple[Tensor, Tensor | None, EdgeGeometry]:
+    """Edges in an order that suits the kernel of a layer; a model has seen to that already."""
+    sort = geometry.runs is None and _may_look(edge_index) and edge_index.shape[1] >= WORTH_SORTING
+    if sort and wants_similar_edges(plan, options):
+        return similar_edges(edge_index, edge_attr, geometry)
+    return edge_index, edge_attr, geometry
 
 
 def radial_inputs(fiber_edge: Fiber, edge_attr: Tensor | None, geometry: EdgeGeometry) -> Tensor:

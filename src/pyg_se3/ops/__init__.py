@@ -1,7 +1,7 @@
 """The kernel seam: one problem description, one reference, fast kernels behind one door."""
 
 from pyg_se3.ops.attention_shape import AttentionShape
-from pyg_se3.ops.dispatch import uses_tangents
+from pyg_se3.ops.dispatch import uses_tangents, wants_similar_edges
 from pyg_se3.ops.operators import tfn_attention, tfn_conv
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import pack_plan
@@ -17,4 +17,5 @@ __all__ = [
     "tfn_attention",
     "tfn_conv",
     "uses_tangents",
+    "wants_similar_edges",
 ]

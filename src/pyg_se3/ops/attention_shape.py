@@ -14,10 +14,10 @@ from pyg_se3.fiber import Fiber
 from pyg_se3.ops.chunked_edge import Blocks
 from pyg_se3.ops.edge import pack_blocks
 from pyg_se3.ops.segment import segment_softmax, segment_sum
-from pyg_se3.so3.constants import cached_constant
+from pyg_se3.so3.constants import traceable_constant
 
 
-@cached_constant
+@traceable_constant(lambda channels, heads: (channels, heads))
 def _membership(channels: int, heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     eye = torch.eye(heads, dtype=dtype, device=device)
     return eye.repeat_interleave(channels // heads, dim=0)

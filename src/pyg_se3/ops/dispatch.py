@@ -169,6 +169,11 @@ def uses_tangents(
     )
 
 
+def wants_similar_edges(plan: TFNPlan, options: KernelOptions) -> bool:
+    """Whether a kernel on the CPU may compress, and so gains from sorted edges."""
+    return options.kernel in ("auto", "edge") and _compresses(torch.device("cpu"), plan, options)
+
+
 def can_fuse_attention(geometry: EdgeGeometry, options: KernelOptions) -> bool:
     """Whether keys and values need not exist for all edges at once."""
     return options.kernel != "reference" and geometry.undirected is None
@@ -228,7 +233,7 @@ def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptio
             by_edge = edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
             if source_cost(plan, nodes, slots, rank) < by_edge:
                 kernel = "source"
-    _log_choice(kernel, x.device.type, options)
+    _log_choice(kernel, x.device.type)
     return kernel
 
 
@@ -244,8 +249,8 @@ def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> 
 
 
 @cache
-def _log_choice(kernel: str, device: str, options: KernelOptions) -> None:
-    logger.info("TFN convolutions on %s use the %s kernel (%s)", device, kernel, options)
+def _log_choice(kernel: str, device: str) -> None:
+    logger.info("TFN convolutions on %s use the %s kernel", device, kernel)
 
 
 def _validate(

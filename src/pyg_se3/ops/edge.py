@@ -126,6 +126,50 @@ def edge_form(
     return pack_blocks(rotate_out(plan.fiber_out, plan.max_order, messages, wigner))
 
 
+def edge_form_by_blocks(
+    plan: TFNPlan,
+    x: Tensor,
+    source: Tensor,
+    radial: Sequence[Tensor],
+    wigner: Sequence[Tensor],
+    packed: Sequence[Sequence[Tensor]],
+    dtype: torch.dtype,
+    size: int,
+    prune: bool,
+) -> Tensor:
+    """:func:`edge_form` of blocks of edges, small enough for the cache.
+
+    Args:
+        plan: the convolution.
+        x: packed node features ``[N, fiber_in.dim]``.
+        source: source node of every edge ``[E]``.
+        radial: per group ``[E, H]``.
+        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        packed: weights of the plan.
+        dtype: type of the matrix products.
+        size: edges per block.
+        prune: leave out activations that are zero throughout a block; exact behind a ReLU.
+
+    Returns:
+        packed messages ``[E, fiber_out.dim]``.
+    """
+    parts = []
+    for start in range(0, max(1, source.numel()), size):
+        block = slice(start, start + size)
+        activations, matrices = [g[block] for g in radial], list(packed)
+        if prune:
+            for index, values in enumerate(activations):
+                active = (values != 0).any(0).nonzero().squeeze(-1)
+                activations[index] = values[:, active]
+                matrices[index] = [
+                    matrix.view(plan.hidden, -1)[active].view(-1, matrix.shape[1])
+                    for matrix in packed[index]
+                ]
+        frames = [matrix[block] for matrix in wigner]
+        parts.append(edge_form(plan, x[source[block]], activations, frames, matrices, dtype))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def pack_blocks(blocks: dict[int, Tensor]) -> Tensor:
     """Packed features of blocks by ascending degree."""
     flat = [block.flatten(1) for block in blocks.values()]

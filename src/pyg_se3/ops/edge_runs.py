@@ -15,14 +15,14 @@ MIN_CELL = 32
 MAX_KINDS = 16
 """With more kinds of edges, dividing them well is not worth its time."""
 
-BLOCK_OVERHEAD = 110.0
+BLOCK_OVERHEAD = 250.0
 """What a block costs besides its edges, in edges."""
 
 MAX_RANK = 16.0
 """Rank of activations from which on they are not compressed."""
 
 
-def similar_runs(kinds: np.ndarray, distance: np.ndarray) -> tuple[int, ...] | None:
+def similar_runs(kinds: np.ndarray, distance: np.ndarray) -> tuple[int, ...]:
     """Divide edges, sorted by kind and then distance, into runs of similar ones.
 
     A basis of the radial activations of a run has about ``1 + 10 (spread / length)^0.4`` columns
@@ -35,14 +35,14 @@ def similar_runs(kinds: np.ndarray, distance: np.ndarray) -> tuple[int, ...] | N
         distance: ``[E]``, ascending within a kind.
 
     Returns:
-        ``0, .., E``: where runs begin and end; ``None`` if there are too many kinds of edges.
+        ``0, .., E``: where runs begin and end; nothing if there are too many kinds of edges.
     """
     total = distance.size
     if total < 2 * MIN_CELL:
         return (0, total) if total else (0,)
     new_kind = np.flatnonzero(np.diff(kinds)) + 1
     if new_kind.size >= MAX_KINDS:
-        return None
+        return ()
     length = distance / max(distance.mean(), 1e-30)
     gaps = np.diff(length)
     gaps[new_kind - 1] = np.inf

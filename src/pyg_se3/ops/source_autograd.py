@@ -21,7 +21,7 @@ from pyg_se3.ops.autograd_tools import (
     without_autocast,
 )
 from pyg_se3.ops.chunked_edge import EdgeSettings
-from pyg_se3.ops.edge import edge_form, pack_blocks
+from pyg_se3.ops.edge import edge_form_by_blocks, pack_blocks
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
@@ -70,10 +70,11 @@ class SourceConv(torch.autograd.Function):
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
         needed = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
+            by_blocks = settings.product_dtype, settings.block_size, settings.compress
 
             def convolve(x: Tensor, *tensors: Tensor) -> Tensor:
                 radial, wigner, packed = layout.split(tensors)
-                return edge_form(plan, x[source], radial, wigner, packed, settings.product_dtype)
+                return edge_form_by_blocks(plan, x, source, radial, wigner, packed, *by_blocks)
 
             again = differentiable_backward(convolve, (x, *tensors), needed, dy)
             return (None, None, None, None, None, None, *again)
@@ -184,12 +185,11 @@ class SourceAttention(torch.autograd.Function):
         schedule: SourceSchedule = ctx.schedule
         needed = ctx.needs_input_grad[8:]
         if torch.is_grad_enabled():
+            by_blocks = settings.product_dtype, settings.block_size, settings.compress
 
             def attend(query: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
                 radial, wigner, packed = layout.split(tensors)
-                messages = edge_form(
-                    plan, x[source], radial, wigner, packed, settings.product_dtype
-                )
+                messages = edge_form_by_blocks(plan, x, source, radial, wigner, packed, *by_blocks)
                 return shape.attend(messages, plan.fiber_out, query, target)
 
             again = differentiable_backward(attend, (query, x, *tensors), needed, do)

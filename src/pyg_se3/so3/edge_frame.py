@@ -119,8 +119,8 @@ class EdgeGeometry:
         wigner: per degree ``[E, 2l+1, 2l+1]``, the Wigner-D matrices of :func:`polar_rotation`;
             zero for degrees above 0 where an edge has no direction.
         undirected: indices of the edges of zero length, or ``None`` if there is none.
-        runs: ``0, .., E``, where runs of similar edges begin and end, if they are sorted so; for
-            kernels to make use of.
+        runs: ``0, .., E``, where runs of similar edges begin and end, for kernels to make use of;
+            empty if edges are sorted, but not divided, ``None`` if they are in any order.
     """
 
     vectors: Tensor

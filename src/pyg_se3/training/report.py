@@ -24,27 +24,32 @@ def write_predictions(
     target: Tensor,
     prediction: Tensor,
     names: Sequence[str] = ("",),
+    molecules: Sequence[str] | None = None,
 ) -> None:
     """Write predictions as CSV, one row per molecule.
 
-    Columns: ``idx``, ``target``, ``prediction``, ``error`` (prediction - target); for several
-    targets with ``_<name>`` appended.
+    Columns: ``idx``, ``name`` (if known), ``target``, ``prediction``, ``error`` (prediction -
+    target); for several targets with ``_<name>`` appended.
 
     Args:
         path: The file.
-        idx: QM9 index minus one of every molecule [M].
+        idx: Place of every molecule in its source, from 0 [M]; QM9's index minus one.
         target: True values [M, T].
         prediction: Predicted values [M, T].
         names: Names of the T targets.
+        molecules: Names of the M molecules; no column if None.
     """
+    known = [] if molecules is None else [molecules]
     suffixes = [""] if len(names) == 1 else [f"_{name}" for name in names]
-    header = ["idx"] + [f"{c}{s}" for s in suffixes for c in ("target", "prediction", "error")]
+    header = ["idx", *("name" for _ in known)]
+    header += [f"{c}{s}" for s in suffixes for c in ("target", "prediction", "error")]
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        for i, y, p in zip(idx.tolist(), target.tolist(), prediction.tolist(), strict=True):
+        labels = zip(idx.tolist(), *known, strict=True)
+        for label, y, p in zip(labels, target.tolist(), prediction.tolist(), strict=True):
             values = [v for a, b in zip(y, p, strict=True) for v in (a, b, b - a)]
-            writer.writerow([i, *(f"{value:.8g}" for value in values)])
+            writer.writerow([*label, *(f"{value:.8g}" for value in values)])
 
 
 def write_own_predictions(

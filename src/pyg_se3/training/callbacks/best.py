@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
@@ -18,7 +19,8 @@ class BestCheckpoint(ModelCheckpoint):
     """Keep ``best.ckpt``, also when a run goes on in another folder.
 
     Lightning forgets the best error so far when the folder changes; here the best checkpoint
-    comes along.
+    comes along. Nor does Lightning validate where ``max_steps`` ends a run inside an epoch; here
+    the last weights are candidates, too.
 
     Args:
         dirpath: Folder.
@@ -27,6 +29,13 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, dirpath: str, monitor: str = "val/mae") -> None:
         super().__init__(dirpath, "best", monitor=monitor, enable_version_counter=False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        """Ask for a last validation when the run ends."""
+        if trainer.global_step == trainer.max_steps:
+            # Lightning validates before it stops early.
+            trainer.should_stop = True
+        super().on_train_batch_end(trainer, *args, **kwargs)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best error, and copy its checkpoint if the folder is another one."""

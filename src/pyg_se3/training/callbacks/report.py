@@ -102,7 +102,10 @@ class RunReport(pl.Callback):
         folder, names, units = self._folder(trainer), pl_module.targets, pl_module.units
         order = idx.argsort()
         idx, target, prediction = idx[order], target[order], prediction[order]
-        report.write_predictions(folder / "test_predictions.csv", idx, target, prediction, names)
+        data: Any = getattr(trainer, "datamodule", None)
+        molecules = data.test_names(idx) if hasattr(data, "test_names") else None
+        path = folder / "test_predictions.csv"
+        report.write_predictions(path, idx, target, prediction, names, molecules)
         mean = pl_module.target_mean.cpu().double()
         results = {}
         for column, (name, unit) in enumerate(zip(names, units, strict=True)):
