@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.chunked_edge import EdgeNeeds
+from pyg_se3.ops.chunked_edge import EdgeGradients, EdgeNeeds
 from pyg_se3.ops.packing import PackedWeights
 
 
@@ -40,8 +40,11 @@ class Layout:
             start += count
         return radial, wigner, packed
 
-    def needs(self, flags: Sequence[bool]) -> EdgeNeeds:
-        """Which of them need a gradient, from a flag for each."""
+    def gradients(self, flags: Sequence[bool], tensors: Sequence[Tensor]) -> EdgeGradients:
+        """Accumulators for the gradients of ``tensors`` that their flags ask for."""
+        return EdgeGradients.zeros(self._needs(flags), *self.split(tensors))
+
+    def _needs(self, flags: Sequence[bool]) -> EdgeNeeds:
         radial, wigner, packed = self.split(flags)
         return EdgeNeeds(any(radial), any(wigner), any(any(p) for p in packed))
 
@@ -59,20 +62,6 @@ def flatten_tensors(
     for index, count in enumerate(layout.num_orders):
         flat += packed[index] if packed is not None else [None] * count
     return flat
-
-
-def differentiable_backward(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], dy: Tensor
-) -> list[Tensor | None]:
-    """Gradients of ``function(*inputs)`` that can themselves be differentiated."""
-    # Some inputs depend on others (a Wigner-D matrix on the one below it); differentiating with
-    # respect to views keeps those dependencies out of the partial derivatives.
-    inputs = [tensor.view_as(tensor) for tensor in inputs]
-    wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-    gradients = iter(
-        torch.autograd.grad(function(*inputs), wanted, dy, create_graph=True, allow_unused=True)
-    )
-    return [next(gradients) if need else None for need in needed]
 
 
 def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

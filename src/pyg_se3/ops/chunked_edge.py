@@ -77,6 +77,21 @@ class EdgeGradients:
     wigner: list[Tensor] | None
     packed: list[list[Tensor]] | None
 
+    @classmethod
+    def zeros(
+        cls,
+        needed: EdgeNeeds,
+        radial: Sequence[Tensor],
+        wigner: Sequence[Tensor],
+        packed: Sequence[Sequence[Tensor]],
+    ) -> EdgeGradients:
+        """For these tensors, as far as they are needed."""
+        return cls(
+            [torch.zeros_like(g) for g in radial] if needed.radial else None,
+            [torch.zeros_like(d) for d in wigner] if needed.wigner else None,
+            [[torch.zeros_like(w) for w in ws] for ws in packed] if needed.packed else None,
+        )
+
 
 @dataclass(frozen=True)
 class _Factor:
@@ -301,14 +316,6 @@ class EdgeForm:
         """Components -m and +m (or 0) of a feature in the edge frame, a view ``[e, c, C]``."""
         centre = local.shape[1] // 2
         return local[:, centre - order : centre + order + 1 : 2 * order or 1]
-
-    def gradients(self, needed: EdgeNeeds) -> EdgeGradients:
-        """Accumulators at zero for the gradients that are needed."""
-        return EdgeGradients(
-            [torch.zeros_like(g) for g in self.radial] if needed.radial else None,
-            [torch.zeros_like(d) for d in self.wigner] if needed.wigner else None,
-            [[torch.zeros_like(w) for w in ws] for ws in self.packed] if needed.packed else None,
-        )
 
 
 class BatchBackward:

@@ -33,6 +33,9 @@ CPU_COLUMNS = 3072
 CPU_BLOCK = 512
 """Edges per block on a CPU: more share the work on the weights, but compress less well."""
 
+COMPRESSED_EDGES = 128
+"""Fewer edges are not worth finding a basis for: their products take less time than that."""
+
 COMPRESSED_RANK, PRUNED_RANK, TYPICAL_PADDING = 0.25, 0.6, 1.1
 """For the choice by cost: what compression leaves of the radial activations for edges sorted by
 length and for edges sorted by source, and slots per edge of the source form."""
@@ -81,7 +84,9 @@ def tfn_conv(
     _validate(plan, x, source, radial, geometry)
     if options.kernel == "reference":
         return tfn_conv_reference(plan, x, source, radial, geometry, weights)
-    settings = edge_settings(plan, x.device, geometry.distance.dtype, geometry.runs, options)
+    settings = edge_settings(
+        plan, x.device, geometry.distance.dtype, geometry.num_edges, geometry.runs, options
+    )
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
     radial = [g.to(x.dtype) for g in radial]
     y = CONVOLUTIONS[choose_kernel(plan, x, source, options)](
@@ -140,7 +145,9 @@ def tfn_attention(
         messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed, tangents)
         return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     _validate(plan, x, source, radial, geometry)
-    settings = edge_settings(plan, x.device, geometry.distance.dtype, geometry.runs, options)
+    settings = edge_settings(
+        plan, x.device, geometry.distance.dtype, geometry.num_edges, geometry.runs, options
+    )
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
     return ATTENTIONS[choose_kernel(plan, x, source, options)](
         plan,
@@ -165,13 +172,14 @@ def uses_tangents(
         options.kernel != "reference"
         and torch.is_grad_enabled()
         and geometry.distance.dtype != torch.float64
-        and _compresses(device, plan, options)
+        and _compresses(device, plan, options, geometry.num_edges)
     )
 
 
 def wants_similar_edges(plan: TFNPlan, options: KernelOptions) -> bool:
     """Whether a kernel on the CPU may compress, and so gains from sorted edges."""
-    return options.kernel in ("auto", "edge") and _compresses(torch.device("cpu"), plan, options)
+    compress = _compresses(torch.device("cpu"), plan, options, COMPRESSED_EDGES)
+    return options.kernel in ("auto", "edge") and compress
 
 
 def can_fuse_attention(geometry: EdgeGeometry, options: KernelOptions) -> bool:
@@ -187,6 +195,7 @@ def edge_settings(
     plan: TFNPlan,
     device: torch.device,
     dtype: torch.dtype,
+    num_edges: int,
     runs: tuple[int, ...] | None,
     options: KernelOptions,
 ) -> EdgeSettings:
@@ -194,7 +203,7 @@ def edge_settings(
     product = dtype
     if torch.is_autocast_enabled(device.type):
         product = torch.get_autocast_dtype(device.type)
-    compress = _compresses(device, plan, options)
+    compress = _compresses(device, plan, options, num_edges)
     chunk, columns = options.chunk_size, 0
     if chunk is None:
         if device.type == "cpu":
@@ -227,7 +236,7 @@ def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptio
     if kernel == "auto":
         kernel = "edge"
         if x.device.type == "cpu":
-            compress = _compresses(x.device, plan, options)
+            compress = _compresses(x.device, plan, options, source.numel())
             nodes, edges = min(x.shape[0], source.numel()), source.numel()
             slots, rank = int(TYPICAL_PADDING * edges), PRUNED_RANK if compress else 1.0
             by_edge = edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
@@ -237,9 +246,12 @@ def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptio
     return kernel
 
 
-def _compresses(device: torch.device, plan: TFNPlan, options: KernelOptions) -> bool:
+def _compresses(
+    device: torch.device, plan: TFNPlan, options: KernelOptions, num_edges: int
+) -> bool:
     if options.compress is None:
-        return device.type == "cpu" and plan.rectified and options.kernel != "triton"
+        suits = plan.rectified and options.kernel != "triton" and num_edges >= COMPRESSED_EDGES
+        return suits and device.type == "cpu"
     if options.compress and not plan.rectified:
         raise ValueError(
             "compress=True needs radial activations that come out of a ReLU; "

@@ -250,7 +250,9 @@ def _call(
             "coinciding nodes, or do not compile"
         )
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
-        settings = dispatch.edge_settings(problem, x.device, wigner[0].dtype, None, how)
+        settings = dispatch.edge_settings(
+            problem, x.device, wigner[0].dtype, index[0].numel(), None, how
+        )
     by_source = dispatch.choose_kernel(problem, x, index[0], how) == "source"
     schedule = [source_schedule(index[0], x.shape[0], settings.chunk_size)] if by_source else []
     layout = Layout.of(radial, wigner, packed)

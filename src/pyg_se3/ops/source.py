@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pyg_se3.fiber import Fiber
-from pyg_se3.ops.chunked_edge import Blocks, EdgeGradients, EdgeNeeds, EdgeSettings, Local
+from pyg_se3.ops.chunked_edge import Blocks, EdgeGradients, EdgeSettings, Local
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.source_schedule import SourceChunk, SourceSchedule
@@ -298,14 +298,6 @@ class SourceForm:
         """Columns of Wigner-D matrices that couple."""
         degree, limit = matrix.shape[2] // 2, self.plan.max_order
         return matrix[:, :, degree - limit : degree + limit + 1] if degree > limit else matrix
-
-    def gradients(self, needed: EdgeNeeds) -> EdgeGradients:
-        """Accumulators at zero for the gradients that are needed."""
-        return EdgeGradients(
-            [torch.zeros_like(g) for g in self.radial] if needed.radial else None,
-            [torch.zeros_like(d) for d in self.wigner] if needed.wigner else None,
-            [[torch.zeros_like(w) for w in ws] for ws in self.packed] if needed.packed else None,
-        )
 
 
 class SourceBlockBackward:

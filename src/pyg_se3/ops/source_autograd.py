@@ -16,12 +16,12 @@ from torch import Tensor
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import (
     Layout,
-    differentiable_backward,
     flatten_tensors,
     without_autocast,
 )
 from pyg_se3.ops.chunked_edge import EdgeSettings
-from pyg_se3.ops.edge import edge_form_by_blocks, pack_blocks
+from pyg_se3.ops.differentiable import attention, convolution, differentiable_backward
+from pyg_se3.ops.edge import pack_blocks
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
@@ -70,16 +70,11 @@ class SourceConv(torch.autograd.Function):
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
         needed = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
-            by_blocks = settings.product_dtype, settings.block_size, settings.compress
-
-            def convolve(x: Tensor, *tensors: Tensor) -> Tensor:
-                radial, wigner, packed = layout.split(tensors)
-                return edge_form_by_blocks(plan, x, source, radial, wigner, packed, *by_blocks)
-
+            convolve = convolution(plan, settings, layout, source)
             again = differentiable_backward(convolve, (x, *tensors), needed, dy)
             return (None, None, None, None, None, None, *again)
         form = SourceForm(plan, settings, ctx.schedule, *layout.split(tensors))
-        total = form.gradients(layout.needs(needed[1:]))
+        total = layout.gradients(needed[1:], tensors)
         dx = torch.zeros_like(x)
         for block in ctx.blocks:
             work = SourceBlockBackward(form, block, total)
@@ -185,17 +180,11 @@ class SourceAttention(torch.autograd.Function):
         schedule: SourceSchedule = ctx.schedule
         needed = ctx.needs_input_grad[8:]
         if torch.is_grad_enabled():
-            by_blocks = settings.product_dtype, settings.block_size, settings.compress
-
-            def attend(query: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
-                radial, wigner, packed = layout.split(tensors)
-                messages = edge_form_by_blocks(plan, x, source, radial, wigner, packed, *by_blocks)
-                return shape.attend(messages, plan.fiber_out, query, target)
-
+            attend = attention(plan, settings, layout, shape, source, target)
             again = differentiable_backward(attend, (query, x, *tensors), needed, do)
             return (None, None, None, None, None, None, None, None, *again)
         form = SourceForm(plan, settings, schedule, *layout.split(tensors))
-        total = form.gradients(layout.needs(needed[2:]))
+        total = layout.gradients(needed[2:], tensors)
         dx, dquery = torch.zeros_like(x), torch.zeros_like(query)
         # Per node and head: the output times its gradient.
         mean = shape.dot(shape.value.split(output), shape.value.split(do))

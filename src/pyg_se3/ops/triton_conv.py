@@ -16,11 +16,11 @@ from torch import Tensor
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import (
     Layout,
-    differentiable_backward,
     flatten_tensors,
     without_autocast,
 )
 from pyg_se3.ops.chunked_edge import EdgeSettings
+from pyg_se3.ops.differentiable import differentiable_backward
 from pyg_se3.ops.edge import edge_form, pack_blocks
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
