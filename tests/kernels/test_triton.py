@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
+from torch import library
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from pyg_se3.ops import RadialSharing, pack_plan
@@ -143,7 +144,7 @@ def test_operators_are_registered_as_torch_wants_them(kernels, components):
         (operators._input_gradients, (g, x, w, dy)),
         (operators._weight_gradient, (g, x, dy)),
     ]:
-        torch.library.opcheck(operator, (*arguments, torch.float32))
+        library.opcheck(operator, (*arguments, torch.float32))
 
 
 @needs_triton

@@ -13,8 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 from pyg_se3.ops import dispatch
 from pyg_se3.ops.attention_shape import AttentionShape
@@ -101,7 +100,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
-@custom_op("pyg_se3::convolution", mutates_args=())
+@library.custom_op("pyg_se3::convolution", mutates_args=())
 def _operator(
     plan: str,
     options: str,
@@ -134,7 +133,7 @@ def _(
     return geometry.new_empty(tensors[-1].shape[0], AttentionShape.from_code(shape).value.dim)
 
 
-@custom_op("pyg_se3::convolution_backward", mutates_args=())
+@library.custom_op("pyg_se3::convolution_backward", mutates_args=())
 def _backward_operator(
     plan: str,
     options: str,

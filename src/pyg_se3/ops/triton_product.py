@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 TYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -91,19 +91,19 @@ def _tf32() -> bool:
     return torch.backends.cuda.matmul.allow_tf32
 
 
-@torch.library.custom_op("pyg_se3::triton_product", mutates_args=())
+@library.custom_op("pyg_se3::triton_product", mutates_args=())
 def _product(g: Tensor, x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
     return _kernels().product(g, x, w.to(dtype), _tf32())
 
 
-@torch.library.custom_op("pyg_se3::triton_input_gradients", mutates_args=())
+@library.custom_op("pyg_se3::triton_input_gradients", mutates_args=())
 def _input_gradients(
     g: Tensor, x: Tensor, w: Tensor, dy: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     return _kernels().input_gradients(g, x, w.to(dtype), dy, _tf32())
 
 
-@torch.library.custom_op("pyg_se3::triton_weight_gradient", mutates_args=())
+@library.custom_op("pyg_se3::triton_weight_gradient", mutates_args=())
 def _weight_gradient(g: Tensor, x: Tensor, dy: Tensor, dtype: torch.dtype) -> Tensor:
     return _kernels().weight_gradient(g, x, dy, dtype, _tf32())
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from functools import cache, wraps
 
 import torch
-from torch import Tensor
-from torch.library import custom_op
+from torch import Tensor, library
 
 
 def cached_constant(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -40,7 +39,7 @@ def traceable_constant(
     def decorate(build: Callable[..., Tensor]) -> Callable[..., Tensor]:
         cached = cached_constant(build)
 
-        @custom_op(f"pyg_se3::{build.__name__.strip('_')}", mutates_args=())
+        @library.custom_op(f"pyg_se3::{build.__name__.strip('_')}", mutates_args=())
         def operator(numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
             return cached(*numbers, dtype, device).clone()
 
