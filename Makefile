@@ -8,7 +8,7 @@ JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup accel train test test-gpu lint type bench bench-kernels bench-scaling bench-roofline docs notebooks clean
+.PHONY: help setup accel train test test-slow test-gpu lint type bench bench-kernels bench-scaling bench-roofline docs notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ train: setup ## train on QM9: the full recipe with a GPU, the 12-minute one with
 
 test: setup ## run the tests (minutes; needs neither GPU nor network)
 	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup ## run the tests that take minutes: hosts and processes that fail
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: setup ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -1,7 +1,9 @@
 """What all tests share: hypothesis' profile, one thread, and the list of kernels."""
 
 import os
-from typing import get_args
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -66,3 +68,48 @@ def flat():
         return torch.cat([output[degree].flatten(1) for degree in sorted(output)], dim=1)
 
     return join
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory):
+    """Folder of the processed molecules of the fixture, made once for all tests."""
+    return tmp_path_factory.mktemp("qm9")
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a == b
+
+
+def _curve(run: Path) -> dict[int, dict[str, float]]:
+    """The metrics of a run without those that tell about the machine."""
+    from pyg_se3.training.loggers import read_metrics
+
+    machine = {"train/molecules_per_second", "train/peak_memory_mb"}
+    rows = read_metrics(run / "metrics.csv")
+    return {s: {k: v for k, v in r.items() if k not in machine} for s, r in rows.items()}
+
+
+@pytest.fixture(scope="session")
+def assert_same_run() -> Callable[[Path, Path], None]:
+    """Checkpoints and metrics of the runs in two folders are the same, bit for bit."""
+    from pyg_se3.training import read_checkpoint
+
+    def check(first: Path, second: Path) -> None:
+        a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (first, second))
+        assert a["global_step"] == b["global_step"] and a["epoch"] == b["epoch"]
+        for key in ("state_dict", "raw_parameters", "optimizer_states", "lr_schedulers"):
+            assert _same(a[key], b[key]), key
+        for key in ("TrainingRandomness", "ExponentialMovingAverage"):
+            assert _same(a["callbacks"][key], b["callbacks"][key]), key
+        a, b = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (first, second))
+        assert a["global_step"] == b["global_step"]
+        assert _same(a["state_dict"], b["state_dict"])
+        assert _curve(first) == _curve(second)
+
+    return check

@@ -15,11 +15,6 @@ MINI = Path(__file__).parents[1] / "fixtures" / "qm9_mini.csv"
 
 
 @pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("qm9")
-
-
-@pytest.fixture(scope="session")
 def tiny(data_root: Path) -> list[str]:
     """Overrides that make a run of seconds on the fixture."""
     return [

@@ -211,3 +211,10 @@ def test_fits(value, hint, expected):
 def test_schemas_have_a_configuration_each():
     for name in SCHEMAS:
         assert (config_dir() / f"{name}.yaml").is_file()
+
+
+@pytest.mark.parametrize(("target", "name"), [("gap", "qm9_gap"), ("[homo,gap]", "qm9_homo-gap")])
+def test_runs_are_named_after_their_targets(target, name):
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = hydra.compose("train", ["+experiment=qm9", f"data.target={target}"])
+    assert config.name == name

@@ -8,11 +8,13 @@ import resource
 import signal
 import subprocess
 from collections.abc import Iterator
+from multiprocessing import resource_sharer
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from pyg_se3.cli.errors import explain
 from pyg_se3.training import read_checkpoint
 from pyg_se3.training.callbacks import LastCheckpoint
 
@@ -56,6 +58,15 @@ def test_a_process_that_loads_data_dies(command, tiny, monkeypatch):
     )
     assert "a process that loads data died" in done.stderr and "data.num_workers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_dies_while_it_hands_over_a_batch(tmp_path):
+    with pytest.raises(OSError) as error:
+        resource_sharer._resource_sharer.get_connection((str(tmp_path / "gone"), 1))
+    assert "a process that loads data died" in explain(error.value)
+    with pytest.raises(OSError) as error:
+        (tmp_path / "gone").read_text()
+    assert "loads data" not in explain(error.value)
 
 
 @pytest.fixture

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,7 @@ from omegaconf import OmegaConf
 
 from pyg_se3.training import checkpoint as checkpoint_module
 from pyg_se3.training import files, read_checkpoint
-from pyg_se3.training.callbacks import LastCheckpoint
+from pyg_se3.training.callbacks import LastCheckpoint, TrainingRandomness
 from pyg_se3.training.callbacks import last as last_module
 from pyg_se3.training.loggers import read_metrics
 
@@ -24,36 +28,6 @@ RUN = [
     "callbacks=ema", "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "test=false",
     "callbacks.last.every_n_steps=1", "callbacks.last.min_seconds=0",
 ]  # fmt: skip
-MACHINE = {"train/molecules_per_second", "train/peak_memory_mb"}
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def curve(run: Path) -> dict[int, dict[str, float]]:
-    rows = read_metrics(run / "metrics.csv")
-    return {s: {k: v for k, v in r.items() if k not in MACHINE} for s, r in rows.items()}
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (first, second))
-    assert a["global_step"] == b["global_step"] == 15 and a["epoch"] == b["epoch"]
-    for key in ("state_dict", "raw_parameters", "optimizer_states", "lr_schedulers"):
-        assert same(a[key], b[key]), key
-    for key in ("TrainingRandomness", "ExponentialMovingAverage"):
-        assert same(a["callbacks"][key], b["callbacks"][key]), key
-    a, b = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (first, second))
-    assert a["global_step"] == b["global_step"]
-    assert same(a["state_dict"], b["state_dict"])
-    assert curve(first) == curve(second)
-    assert not list(second.rglob(".*.part-*"))
 
 
 @pytest.fixture(scope="session")
@@ -62,6 +36,7 @@ def whole(
 ) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     in_a_child(["train", *tiny, *RUN, f"run_dir={folder}"], lambda: None)
+    assert read_checkpoint(folder / "checkpoints" / "last.ckpt")["global_step"] == 15
     return folder
 
 
@@ -114,6 +89,21 @@ def between_the_renames() -> None:
     last_module.os.replace = at_call(11, os.replace, die)
 
 
+def after_the_renames() -> None:
+    """The checkpoint is there; Lightning has not logged its step yet."""
+
+    def replace_and_die(*args: Any) -> None:
+        os.replace(*args)
+        die()
+
+    last_module.os = type("os", (), dict(vars(os)))
+    last_module.os.replace = at_call(11, os.replace, replace_and_die, is_next)
+
+
+def is_next(source: Path, target: Path) -> bool:
+    return Path(source).name == "next.ckpt"
+
+
 def after_validation() -> None:
     """The new best checkpoint is there, the last one is from before validation."""
 
@@ -132,10 +122,17 @@ def after_validation() -> None:
 
 @pytest.mark.parametrize(
     "moment",
-    [in_mid_epoch, while_writing, before_the_rename, between_the_renames, after_validation],
+    [
+        in_mid_epoch,
+        while_writing,
+        before_the_rename,
+        between_the_renames,
+        after_the_renames,
+        after_validation,
+    ],  # fmt: skip
     ids=lambda f: f.__name__,
 )
-def test_killed_at_any_moment(moment, command, in_a_child, tiny, tmp_path, whole):
+def test_killed_at_any_moment(moment, command, in_a_child, tiny, tmp_path, whole, assert_same_run):
     run = tmp_path / "run"
     status = in_a_child(["train", *tiny, *RUN, f"run_dir={run}"], moment)
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -145,10 +142,35 @@ def test_killed_at_any_moment(moment, command, in_a_child, tiny, tmp_path, whole
     used = "previous.ckpt" if moment is between_the_renames else "last.ckpt"
     assert "Resuming at step" in out and f"checkpoints/{used}" in out
     assert_same_run(whole, run)
+    assert not list(run.rglob(".*.part-*"))
+
+
+def test_killed_from_outside_and_resumed_by_a_new_process(
+    in_a_child, tiny, tmp_path, whole, assert_same_run
+):
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "last.ckpt"
+
+    def wait_and_die() -> None:
+        while not last.exists():
+            time.sleep(0.001)
+        die()
+
+    def prepare() -> None:
+        threading.Thread(target=wait_and_die, daemon=True).start()
+
+    arguments = ["train", *tiny, *RUN, f"run_dir={run}"]
+    assert os.WIFSIGNALED(in_a_child(arguments, prepare))
+    start = [sys.executable, "-m", "pyg_se3.cli", *arguments, "resume=true"]
+    # Sums of the same number of threads as here.
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(start, env=alone, capture_output=True, text=True, timeout=300)
+    assert "Resuming at step" in done.stdout, done.stderr
+    assert_same_run(whole, run)
 
 
 def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(
-    command, in_a_child, tiny, tmp_path, whole
+    command, in_a_child, tiny, tmp_path, whole, assert_same_run
 ):
     run = tmp_path / "run"
     in_a_child(["train", *tiny, *RUN, f"run_dir={run}"], in_mid_epoch)
@@ -166,6 +188,7 @@ def test_a_damaged_checkpoint_is_detected_and_the_previous_one_used(
     assert "last.ckpt is not a checkpoint" in out and "damaged" in out
     assert f"Resuming at step {steps[0]} from {previous}" in out
     assert_same_run(whole, run)
+    assert not list(run.rglob(".*.part-*"))
 
     for path in (last, previous):
         path.write_bytes(path.read_bytes()[:1000])
@@ -184,11 +207,47 @@ def test_begins_where_there_is_nothing_and_stays_at_the_end(command, tiny, tmp_p
     # A finished run is tested again, no more.
     out = command(*arguments, "resume=true").stdout
     assert "Resuming at step 5" in out and "test MAE" in out
-    assert same(weights, read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"])
+    again = read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(again[name], value) for name, value in weights.items())
     assert (run / "test_predictions.csv").read_text() == predictions
     again, summary = json.loads((run / "summary.json").read_text()), json.loads(summary)
     for key in ("targets", "steps", "epochs"):
         assert again[key] == summary[key]
+
+
+def test_tracebacks_of_earlier_starts_are_kept_under_numbers(command, tiny, tmp_path, monkeypatch):
+    arguments = [
+        "train", *tiny, "trainer.max_epochs=2", "callbacks.last.every_n_steps=1",
+        "callbacks.last.min_seconds=0", "test=false", "run_dir=run",
+    ]  # fmt: skip
+    run = tmp_path / "run"
+
+    def logs() -> dict[str, bool]:
+        return {p.name: "step 3" in p.read_text() for p in run.glob("error*.log")}
+
+    def fail_at(step: int) -> Callable:
+        def fail(self: Any, trainer: Any, *args: Any) -> None:
+            if trainer.global_step == step:
+                raise OSError(f"step {step}")
+
+        return fail
+
+    for step in (3, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingRandomness, "on_train_batch_start", fail_at(step))
+            command(*arguments, "resume=true", code=1)
+        (run / "error-process1.log").write_text("of another process")
+    assert logs() == {
+        "error.log": False, "error.1.log": True,
+        "error-process1.log": False, "error-process1.1.log": False,
+    }  # fmt: skip
+    done = command(*arguments, "resume=true")
+    assert "had an error before: error.log is now error.2.log" in done.stdout
+    assert sorted(logs()) == [
+        "error-process1.1.log", "error-process1.2.log", "error.1.log", "error.2.log",
+    ]  # fmt: skip
+    assert logs()["error.1.log"] and not logs()["error.2.log"]
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 10
 
 
 def test_a_folder_with_a_run_is_not_entered_by_accident(command, tiny, tmp_path):
@@ -214,4 +273,15 @@ def test_changed_settings_are_told_and_the_earlier_ones_kept(command, tiny, tmp_
     assert "trainer.max_epochs: 1 → 2" in out
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").trainer.max_epochs == 2
     assert OmegaConf.load(tmp_path / "run" / "config.1.yaml").trainer.max_epochs == 1
-    assert [s for s, row in curve(tmp_path / "run").items() if "val/mae" in row] == [4, 9]
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [step for step, row in rows.items() if "val/mae" in row] == [4, 9]
+
+
+def test_another_model_is_refused_before_anything_is_written(command, tiny, tmp_path):
+    arguments = ["train", *tiny, "test=false", "run_dir=run", "trainer.max_epochs=1"]
+    command(*arguments)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    done = command(*arguments, "resume=true", "model.num_channels=8", code=1)
+    assert "model.config.num_channels is 4 in the checkpoint, 8 here" in done.stderr
+    after = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert after.pop(tmp_path / "run" / "error.log") and after == before

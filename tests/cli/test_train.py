@@ -122,12 +122,14 @@ def test_evaluate_refuses(command, tiny, tmp_path):
 def test_evaluate_replaces_results_only_when_told(command, tiny, data_root, tmp_path):
     command("train", *tiny, "trainer.max_epochs=1", "run_dir=run")
     arguments = ["ckpt_path=run/checkpoints/best.ckpt", f"data.root={data_root}", "paths.run=run"]
-    before = (tmp_path / "run" / "summary.json").read_bytes()
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    before = {path: path.read_bytes() for path in files}
     done = command("evaluate", *arguments, code=1)
     assert "run has results already (summary.md, parity.png" in done.stderr
-    assert (tmp_path / "run" / "summary.json").read_bytes() == before
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
     command("evaluate", *arguments, "overwrite=true")
-    assert (tmp_path / "run" / "summary.json").read_bytes() != before
+    summary = tmp_path / "run" / "summary.json"
+    assert summary.read_bytes() != before[summary]
 
 
 def test_a_run_that_ends_inside_an_epoch_is_validated(command, tiny, tmp_path):

@@ -42,6 +42,14 @@ def single(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def under_slurm(rank: int) -> dict[str, str]:
+    """What srun tells a process on the only node of a job of two."""
+    job = {"JOB_ID": "4711", "JOB_NAME": "train", "NTASKS": "2"}
+    job |= {"NTASKS_PER_NODE": "2", "NODELIST": "localhost"}
+    task = {"PROCID": str(rank), "LOCALID": str(rank), "NODEID": "0"}
+    return {f"SLURM_{name}": value for name, value in (job | task).items()}
+
+
 def assert_same_training(run: Path, single: Path) -> None:
     a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (run, single))
     assert a["global_step"] == b["global_step"] == 12
@@ -55,10 +63,15 @@ def assert_same_training(run: Path, single: Path) -> None:
             assert curves[0][step][name] == pytest.approx(row[name], rel=1e-6, abs=1e-6), name
 
 
-@pytest.mark.parametrize("start_with", [[], TORCHRUN], ids=["plainly", "torchrun"])
-def test_two_processes_train_and_test_as_one(start_with, start, tiny, single, tmp_path):
-    train = str(ROOT / "train.py")
-    output(start(*start_with, train, *tiny, *RUN, *DDP, "run_dir=run"))
+@pytest.mark.parametrize("started", ["plainly", "torchrun", "slurm"])
+def test_two_processes_train_and_test_as_one(started, start, tiny, single, tmp_path):
+    command = [str(ROOT / "train.py"), *tiny, *RUN, *DDP, "run_dir=run"]
+    if started == "slurm":
+        processes = [start(*command, **under_slurm(rank)) for rank in (0, 1)]
+    else:
+        processes = [start(*(TORCHRUN if started == "torchrun" else []), *command)]
+    for process in processes:
+        output(process)
     run = tmp_path / "run"
     assert_same_training(run, single)
     # 9 molecules in batches of 3: two for one process, then one and a bit for the other.

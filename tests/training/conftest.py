@@ -15,11 +15,6 @@ from pyg_se3.training import AtomicCheckpointIO, SE3Module
 MINI = Path(__file__).parents[1] / "fixtures" / "qm9_mini.csv"
 
 
-@pytest.fixture(scope="session")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("qm9")
-
-
 @pytest.fixture
 def make_data(data_root: Path) -> Callable[..., QM9DataModule]:
     def make(**kwargs: Any) -> QM9DataModule:

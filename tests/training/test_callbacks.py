@@ -179,8 +179,7 @@ def test_weights_and_molecules_that_are_not_finite_are_named(make_data, make_mod
     message = stopped(
         make_trainer(max_epochs=1, callbacks=[StopOnNonFinite()]), module, make_data()
     )
-    assert f"at step 1: an earlier step made weights not finite ({name}" in message
-
+    assert f"at step 1: a step made weights not finite ({name}" in message
     data = make_data()
     data.setup()
     data.dataset.store.y[data.split.train[7]] = math.nan
@@ -188,6 +187,30 @@ def test_weights_and_molecules_that_are_not_finite_are_named(make_data, make_mod
         make_trainer(max_epochs=1, callbacks=[StopOnNonFinite()]), make_module(), data
     )
     assert f"batch.y is not finite in molecules {int(data.split.train[7])}." in message
+
+
+@pytest.mark.parametrize("averages", [[], [ExponentialMovingAverage(0.9)]])
+def test_weights_that_a_gradient_spoilt_are_not_saved(
+    averages, make_data, make_module, make_trainer, tmp_path
+):
+    module = make_module()
+    name, weight = list(module.named_parameters())[4]
+    weight.register_hook(lambda g: g * math.inf if module.global_step == 2 else g)
+    # No look at the loss finds it before the step that saves.
+    callbacks = [
+        StopOnNonFinite(100),
+        *averages,
+        LastCheckpoint(str(tmp_path), every_n_steps=1),
+        BestCheckpoint(str(tmp_path)),
+    ]
+    message = stopped(make_trainer(max_epochs=1, callbacks=callbacks), module, make_data())
+    assert f"a checkpoint cannot be saved at step 3: a step made weights not finite ({name}" in (
+        message
+    )
+    (saved,) = (path for path in tmp_path.glob("*.ckpt") if path.name != "previous.ckpt")
+    checkpoint = read_checkpoint(saved)
+    assert saved.name == "last.ckpt" and checkpoint["global_step"] == 2
+    assert all(v.isfinite().all() for v in checkpoint["state_dict"].values())
 
 
 def test_time_budget_ends_the_run_and_the_schedule(make_data, make_module, make_trainer):

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -87,37 +82,7 @@ def run(make_data, make_module, make_net, make_trainer, tmp_path):
     return _run
 
 
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def curve(run: Path) -> dict[int, dict[str, float]]:
-    """The metrics without those that tell about the machine."""
-    rows = read_metrics(run / "metrics.csv")
-    machine = {"train/molecules_per_second", "train/peak_memory_mb"}
-    return {s: {k: v for k, v in r.items() if k not in machine} for s, r in rows.items()}
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (first, second))
-    assert a["global_step"] == b["global_step"] and a["epoch"] == b["epoch"]
-    for key in ("state_dict", "raw_parameters", "optimizer_states", "lr_schedulers"):
-        assert same(a[key], b[key]), key
-    for key in ("TrainingRandomness", "ExponentialMovingAverage"):
-        assert same(a["callbacks"][key], b["callbacks"][key]), key
-    a, b = (read_checkpoint(f / "checkpoints" / "best.ckpt") for f in (first, second))
-    assert a["global_step"] == b["global_step"]
-    assert same(a["state_dict"], b["state_dict"])
-    assert curve(first) == curve(second)
-
-
-def test_resumed_equals_uninterrupted_wherever_it_stopped(run):
+def test_resumed_equals_uninterrupted_wherever_it_stopped(run, assert_same_run):
     whole = run("whole")
     stops = sorted((whole / "checkpoints").glob("[0-9]*.ckpt"))
     # Inside and at the end of every epoch.
@@ -128,13 +93,13 @@ def test_resumed_equals_uninterrupted_wherever_it_stopped(run):
         assert_same_run(whole, resumed)
 
 
-def test_two_runs_are_the_same_and_another_seed_is_not(run, tmp_path):
+def test_two_runs_are_the_same_and_another_seed_is_not(run, tmp_path, assert_same_run):
     assert_same_run(run("first"), run("second"))
     losses = read_metrics(tmp_path / "first" / "metrics.csv")
     assert len({row["train/loss"] for row in losses.values()}) == len(losses)
 
 
-def test_resume_with_a_limit_on_steps_and_validation_inside_the_epoch(run):
+def test_resume_with_a_limit_on_steps_and_validation_inside_the_epoch(run, assert_same_run):
     limits = {"max_epochs": -1, "max_steps": 13, "val_check_interval": 2}
     whole = run("whole", **limits)
     for name in ("01.ckpt", "03.ckpt", "06.ckpt", "08.ckpt"):
@@ -142,38 +107,7 @@ def test_resume_with_a_limit_on_steps_and_validation_inside_the_epoch(run):
         assert_same_run(whole, resumed)
 
 
-def test_resume_with_workers(run):
+def test_resume_with_workers(run, assert_same_run):
     whole = run("whole", num_workers=1, max_epochs=2)
     resumed = run("resumed", whole / "checkpoints" / "03.ckpt", num_workers=1, max_epochs=2)
     assert_same_run(whole, resumed)
-
-
-def test_killed_process_resumes_exactly(tmp_path, data_root):
-    def command(name: str, *more: str) -> list[str]:
-        return [
-            sys.executable, "-m", "pyg_se3.cli", "train",
-            "model=se3_transformer_small", "callbacks=ema", "trainer=cpu",
-            "trainer.max_epochs=12", "trainer.log_every_n_steps=1",
-            f"data.raw_path={MINI}", "data.split=[40,12,12]", f"data.root={data_root}",
-            "data.batch_size=8", "data.limit_val=null", "model.num_layers=2", "model.num_degrees=2",
-            "model.num_channels=4", "model.num_heads=2",
-            "callbacks.last.every_n_steps=1", "callbacks.last.min_seconds=0", "test=false",
-            f"run_dir={tmp_path / name}", *more,
-        ]  # fmt: skip
-
-    subprocess.run(command("whole"), check=True, capture_output=True, timeout=300)
-    killed = subprocess.Popen(
-        command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    last = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    deadline = time.monotonic() + 120
-    while not last.exists() and time.monotonic() < deadline:
-        assert killed.poll() is None
-        time.sleep(0.01)
-    time.sleep(0.5)
-    assert killed.poll() is None, "the run ended before it could be killed"
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert 0 < read_checkpoint(last)["global_step"] < 60
-    subprocess.run(command("killed", "resume=true"), check=True, capture_output=True, timeout=300)
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")

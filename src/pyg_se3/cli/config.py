@@ -28,6 +28,12 @@ FROM_DATA = ("fiber_in", "fiber_edge", "fiber_out", "output_dim")
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
+# In names of folders: one target as it is, several with hyphens.
+OmegaConf.register_new_resolver(
+    "joined", lambda value: value if isinstance(value, str) else "-".join(value), replace=True
+)
+
+
 class ConfigError(ValueError):
     """The configuration asks for something that does not exist or does not fit."""
 

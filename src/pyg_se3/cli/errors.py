@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import traceback
 
 import torch
 from hydra.errors import InstantiationException
@@ -47,17 +48,20 @@ def explain(error: BaseException) -> str | None:
             f"the GPU has too little memory ({text.splitlines()[0]}): use a smaller "
             "data.batch_size, kernel.memory=low or trainer.precision=bf16-mixed"
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+    if _is_lost_worker(error):
+        what = text.splitlines()[0] if text else type(error).__name__
         return (
-            f"a process that loads data died ({text.splitlines()[0]}), often because memory or "
+            f"a process that loads data died ({what}), often because memory or "
             "/dev/shm ran out: use fewer of them (data.num_workers=0 is usually fast enough), and "
             "continue with resume=true"
         )
     if _is_lost_peer(error):
         return (
             "another process of this run died or no longer answers; its own message, if it left "
-            "one, is above, in error.*.log or in the log of its node. Continue with resume=true"
+            "one, is above, in error*.log or in the log of its node. Continue with resume=true"
         )
+    if isinstance(error, RuntimeError) and "in your SLURM bash script" in text:
+        return text
     if not isinstance(error, USER_ERRORS):
         return None
     number = getattr(error, "errno", None)
@@ -66,6 +70,15 @@ def explain(error: BaseException) -> str | None:
     if number in _FORBIDDEN:
         return f"{text}. Choose a folder that can be written: paths.runs=..., paths.data=..."
     return text
+
+
+def _is_lost_worker(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker" in str(error)
+    # It may also die while a batch is fetched from it.
+    frames = traceback.walk_tb(error.__traceback__)
+    modules = {frame.f_globals.get("__name__") for frame, _ in frames}
+    return isinstance(error, (OSError, EOFError)) and "multiprocessing.resource_sharer" in modules
 
 
 def _is_lost_peer(error: BaseException) -> bool:

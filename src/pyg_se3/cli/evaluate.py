@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from pyg_se3.cli.config import ConfigError, EvaluateConfig, check_overrides, config_dir, validate
-from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning, tell_results
+from pyg_se3.cli.config import ConfigError, EvaluateConfig, validate
+from pyg_se3.cli.run import build_trainer, launch, tell_results
 from pyg_se3.data import MoleculeDataModule, MoleculesDataModule, QM9DataModule
-from pyg_se3.training import SE3Module, load_model
+from pyg_se3.training import load_module
 from pyg_se3.training.callbacks import RunReport
 
 DATA_MODULES: dict[str, tuple[type[MoleculeDataModule], str]] = {
@@ -25,24 +23,14 @@ DATA_MODULES: dict[str, tuple[type[MoleculeDataModule], str]] = {
 
 FILES = {
     "summary.md": "this table (summary.json: the same for programs)",
-    "parity.png": "predicted against true values",
+    "parity*.png": "predicted against true values",
     "test_predictions.csv": "every prediction",
 }
 
 
 def main() -> None:
     """Read the command line and test."""
-    try:
-        check_overrides("evaluate", sys.argv[1:])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    quieten_lightning()
-    _hydra_main()
-
-
-@hydra.main(config_path=str(config_dir()), config_name="evaluate", version_base="1.3")
-def _hydra_main(config: DictConfig) -> None:
-    guarded(evaluate, config)
+    launch("evaluate", evaluate)
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
@@ -55,31 +43,24 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         The summary, as in ``summary.json``.
 
     Raises:
-        ConfigError: If the configuration has unknown keys or values of a wrong type.
-        FileExistsError: If the folder has the results of a test already.
+        ConfigError: If the configuration has unknown keys or values of a wrong type, or the folder
+            has the results of a test already.
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it is no checkpoint, was made on other data, or its data set is not known.
     """
     validate(config, EvaluateConfig)
     folder = Path(config.paths.run)
-    found = [name for name in FILES if (folder / name).exists()]
+    found = [path.name for pattern in FILES for path in sorted(folder.glob(pattern))]
     if found and not config.overwrite:
-        raise FileExistsError(
+        raise ConfigError(
             f"{folder} has results already ({', '.join(found)}): overwrite=true replaces them"
         )
-    net, checkpoint = load_model(config.ckpt_path, instantiate(config.kernel))
-    record, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    module, checkpoint = load_module(config.ckpt_path, instantiate(config.kernel))
+    record = checkpoint["hyper_parameters"]
     data = build_data(config, record)
     data.prepare_data()
     data.setup("test")
     _check_split(record, data)
-    module = SE3Module(
-        net,
-        targets=record["targets"],
-        units=record["units"],
-        target_mean=weights["target_mean"],
-        target_std=weights["target_std"],
-    )
     trainer = build_trainer(config)
     report = RunReport()
     trainer.callbacks += [report]  # type: ignore[attr-defined]

@@ -15,13 +15,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pyg_se3.cli.config import ConfigError
 from pyg_se3.training.checkpoint import LAST, PREVIOUS, find_checkpoint, read_checkpoint
-from pyg_se3.training.files import remove_leftovers
+from pyg_se3.training.files import remove_leftovers, set_aside
 
 _RUN_FILES = ("config.yaml", "metrics.csv", f"checkpoints/{LAST}", f"checkpoints/{PREVIOUS}")
 
 
 def check_folder(config: DictConfig) -> None:
     """Refuse a folder that has a run already, or that the processes cannot agree on.
+
+    In a folder that is accepted, tracebacks of an earlier start get numbers.
 
     Raises:
         ConfigError: If it is not clear which folder is meant, or something in it would be lost.
@@ -38,8 +40,11 @@ def check_folder(config: DictConfig) -> None:
             "processes that torchrun or srun starts, or on several nodes, cannot agree on a folder "
             "named by the time: give run_dir=..."
         )
-    if not config.resume and _is_first():
+    if not _is_first():
+        return
+    if not config.resume:
         _refuse_earlier_run(Path(config.paths.run))
+    _set_errors_aside(Path(config.paths.run))
 
 
 def checkpoint_of(config: DictConfig) -> Path | None:
@@ -89,6 +94,13 @@ def _refuse_earlier_run(folder: Path) -> None:
             f"{folder} has a run already ({', '.join(found)}): continue it with resume=true, or "
             "choose another folder with run_dir=..."
         )
+
+
+def _set_errors_aside(folder: Path) -> None:
+    """Keep the tracebacks of an earlier start under names that do not look like this one's."""
+    for path in sorted(folder.glob("error*.log")):
+        if "." not in path.stem:
+            print(f"{folder} had an error before: {path.name} is now {set_aside(path).name}")
 
 
 def _tell(folder: Path, path: Path | None, problems: list[str]) -> None:

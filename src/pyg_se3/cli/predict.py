@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -14,27 +12,17 @@ from rdkit import Chem
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from pyg_se3.cli.config import ConfigError, PredictConfig, check_overrides, config_dir, validate
-from pyg_se3.cli.run import build_trainer, guarded, quieten_lightning
+from pyg_se3.cli.config import ConfigError, PredictConfig, validate
+from pyg_se3.cli.run import build_trainer, launch
 from pyg_se3.data import FileSource
 from pyg_se3.data.targets import ELEMENTS
-from pyg_se3.training import SE3Module, load_model
+from pyg_se3.training import load_module
 from pyg_se3.training.report import write_own_predictions
 
 
 def main() -> None:
     """Read the command line and predict."""
-    try:
-        check_overrides("predict", sys.argv[1:])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    quieten_lightning()
-    _hydra_main()
-
-
-@hydra.main(config_path=str(config_dir()), config_name="predict", version_base="1.3")
-def _hydra_main(config: DictConfig) -> None:
-    guarded(predict, config)
+    launch("predict", predict)
 
 
 def predict(config: DictConfig) -> Path:
@@ -47,25 +35,18 @@ def predict(config: DictConfig) -> Path:
         Path of the table.
 
     Raises:
-        ConfigError: If the configuration has unknown keys or values of a wrong type.
-        FileExistsError: If there is an output already.
+        ConfigError: If the configuration has unknown keys or values of a wrong type, or there is an
+            output already.
         FileNotFoundError: If there is no such checkpoint or input.
         ValueError: If the checkpoint is none, or molecules cannot be used.
     """
     validate(config, PredictConfig)
     output = Path(config.output)
     if output.exists() and not config.overwrite:
-        raise FileExistsError(f"{output} exists already: overwrite=true replaces it")
-    net, checkpoint = load_model(config.ckpt_path, instantiate(config.kernel))
-    record, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+        raise ConfigError(f"{output} exists already: overwrite=true replaces it")
+    module, checkpoint = load_module(config.ckpt_path, instantiate(config.kernel))
+    record = checkpoint["hyper_parameters"]
     molecules = read_molecules(config, record)
-    module = SE3Module(
-        net,
-        targets=record["targets"],
-        units=record["units"],
-        target_mean=weights["target_mean"],
-        target_std=weights["target_std"],
-    )
     trainer = build_trainer(config)
     if trainer.world_size > 1:
         raise ConfigError("predictions are made by one process: trainer.devices=1")

@@ -1,8 +1,7 @@
-"""What train and evaluate share: building from a configuration, and telling people."""
+"""What train, evaluate and predict share: building from a configuration, and telling people."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -19,16 +19,36 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from pyg_se3.cli.config import ConfigError
+from pyg_se3.cli.config import ConfigError, check_overrides, config_dir
 from pyg_se3.cli.errors import explain
 from pyg_se3.cli.folder import processes_from_outside
 from pyg_se3.cli.precision import apply_precision
 from pyg_se3.training.callbacks.finite import NonFiniteLossError
 from pyg_se3.training.checkpoint import AtomicCheckpointIO, read_checkpoint
-from pyg_se3.training.files import write_text
+from pyg_se3.training.files import set_aside, write_text
 from pyg_se3.training.loggers import MetricsFile, finish_wandb
 
 T = TypeVar("T")
+
+
+def launch(name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Run a task with the configuration that the command line describes.
+
+    Args:
+        name: ``train``, ``evaluate`` or ``predict``.
+        task: What to do with it.
+    """
+    try:
+        check_overrides(name, sys.argv[1:])
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    quieten_lightning()
+
+    @hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")
+    def run(config: DictConfig) -> Any:
+        return guarded(task, config)
+
+    run()
 
 
 def quieten_lightning() -> None:
@@ -37,6 +57,8 @@ def quieten_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # A step that 16-mixed skips is no mistake in the order of the calls.
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     # A resumed run finds its checkpoints there; another run is refused.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
 
@@ -93,9 +115,7 @@ def save_config(config: DictConfig) -> None:
         changes = _changes(OmegaConf.load(path), OmegaConf.create(text))
         if not changes:
             return
-        numbers = (n for n in itertools.count(1) if not path.with_name(f"config.{n}.yaml").exists())
-        kept = path.with_name(f"config.{next(numbers)}.yaml")
-        path.rename(kept)
+        kept = set_aside(path)
         print(f"Settings changed ({'; '.join(changes)}); the earlier ones are in {kept.name}")
     write_text(path, text)
 
@@ -117,7 +137,8 @@ def _changes(old: Any, new: Any, prefix: str = "") -> list[str]:
 def guarded(task: Callable[[DictConfig], T], config: DictConfig) -> T:
     """Run a task; end with one message, not a traceback, where the user can help.
 
-    The traceback goes to ``error.log`` in the run's folder (``error.1.log`` of process 1).
+    The traceback goes to ``error.log`` in the run's folder (``error-process1.log`` of process 1).
+    An earlier one is kept as ``error.1.log``.
     """
     try:
         result = task(config)
@@ -140,10 +161,12 @@ def guarded(task: Callable[[DictConfig], T], config: DictConfig) -> T:
 
 
 def _keep_traceback(folder: Path, rank: int) -> str:
-    path = folder / (f"error.{rank}.log" if rank else "error.log")
+    path = folder / (f"error-process{rank}.log" if rank else "error.log")
     if not folder.is_dir():
         return ""
     try:
+        if path.exists():
+            set_aside(path)
         write_text(path, traceback.format_exc())
     except OSError:
         # The message says why: no room, or not allowed.
@@ -158,12 +181,16 @@ def tell_results(folder: Path, table: str | None, files: dict[str, str]) -> None
     Args:
         folder: The run's folder.
         table: Summary, if there was a test.
-        files: What is what: description by file name, files that are not there left out.
+        files: What is what: description by file name (or pattern); what is not there is left out.
     """
     if table is not None:
         print(f"\n{table}")
     print(f"\nResults in {folder}")
-    present: dict[str, Any] = {n: text for n, text in files.items() if (folder / n).exists()}
+    present = {
+        str(path.relative_to(folder)): text
+        for pattern, text in files.items()
+        for path in sorted(folder.glob(pattern))
+    }
     width = max(map(len, present), default=0)
     for name, text in present.items():
         print(f"  {name:<{width}}  {text}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TypeVar
 
-import hydra
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -14,24 +12,21 @@ from torch import nn
 
 from pyg_se3.cli.config import (
     FROM_DATA,
-    ConfigError,
     TrainConfig,
-    check_overrides,
-    config_dir,
     validate,
 )
 from pyg_se3.cli.folder import check_folder, checkpoint_of
 from pyg_se3.cli.run import (
     build_trainer,
     continue_metrics,
-    guarded,
-    quieten_lightning,
+    launch,
     save_config,
     tell_results,
 )
 from pyg_se3.data import MoleculeDataModule
 from pyg_se3.training import SE3Module
 from pyg_se3.training.callbacks import BestCheckpoint, RunReport
+from pyg_se3.training.checkpoint import check_same_architecture, read_checkpoint
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -42,7 +37,7 @@ FILES = {
     "checkpoints/swa.ckpt": "averaged weights",
     "metrics.csv": "losses, errors, learning rate, gradient norm, speed, memory by step",
     "learning_curve.png": "the same as a picture",
-    "parity.png": "predicted against true values of the test set",
+    "parity*.png": "predicted against true values of the test set",
     "test_predictions.csv": "every prediction of the test set",
     "lr_finder.png": "loss against learning rate (lr_finder.json: the same for programs)",
     "config.yaml": "the whole configuration",
@@ -53,17 +48,7 @@ FILES = {
 
 def main() -> None:
     """Read the command line and train."""
-    try:
-        check_overrides("train", sys.argv[1:])
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
-    quieten_lightning()
-    _hydra_main()
-
-
-@hydra.main(config_path=str(config_dir()), config_name="train", version_base="1.3")
-def _hydra_main(config: DictConfig) -> float | None:
-    return guarded(train, config)
+    launch("train", train)
 
 
 def train(config: DictConfig) -> float | None:
@@ -96,6 +81,10 @@ def train(config: DictConfig) -> float | None:
         scheduler=instantiate(config.scheduler),
         kernel=instantiate(config.kernel),
     )
+    if resumed is not None:
+        # Lightning asks, too, but then the folder has the configuration of a run that cannot be.
+        module.use_data(data)
+        check_same_architecture(read_checkpoint(resumed), module.describe())
     trainer = build_trainer(config)
     save_config(config)
     if resumed is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,22 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def set_aside(path: str | os.PathLike[str]) -> Path:
+    """Rename a file so that another can have its name: ``error.log`` becomes ``error.1.log``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its new path, with the first number that is free.
+    """
+    path = Path(path)
+    names = (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in itertools.count(1))
+    kept = next(name for name in names if not name.exists())
+    path.rename(kept)
+    return kept
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,12 @@ from torchmetrics import MeanAbsoluteError
 
 from pyg_se3.ops import KernelOptions
 from pyg_se3.training.callbacks.time_budget import TimeBudget
-from pyg_se3.training.checkpoint import FORMAT, check_same_architecture, model_record
+from pyg_se3.training.checkpoint import (
+    FORMAT,
+    check_same_architecture,
+    load_model,
+    model_record,
+)
 from pyg_se3.training.schedules import WarmupCosine
 
 # Settings of a data module that concern the machine, not the run.
@@ -123,16 +129,25 @@ class SE3Module(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take targets and statistics from the data module, unless they are known."""
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.use_data(data)
+        elif not self.targets:
+            raise ValueError(
+                "the targets are unknown: train with a data module that has target_names, "
+                "target_units, target_mean and target_std, or give them to SE3Module"
+            )
+
+    def use_data(self, data: Any) -> None:
+        """Take targets and statistics from a data module, unless they are known, and record it.
+
+        Args:
+            data: The data module, set up.
+        """
         if not self.targets:
-            if data is None:
-                raise ValueError(
-                    "the targets are unknown: train with a data module that has target_names, "
-                    "target_units, target_mean and target_std, or give them to SE3Module"
-                )
             self.set_targets(
                 data.target_names, data.target_units, data.target_mean, data.target_std
             )
-        if data is not None and self.data_record is None:
+        if self.data_record is None:
             # LightningCLI adds entries of its own to the hyperparameters.
             known = inspect.signature(type(data)).parameters.keys() - _MACHINE
             self.data_record = {
@@ -279,3 +294,31 @@ class SE3Module(pl.LightningModule):
             ValueError: Naming what differs.
         """
         check_same_architecture(checkpoint, self.describe())
+
+
+def load_module(
+    path: str | os.PathLike[str], kernel: KernelOptions | None = None
+) -> tuple[SE3Module, dict[str, Any]]:
+    """The trained model of a checkpoint as a module, whose predictions have the targets' units.
+
+    Args:
+        path: The checkpoint.
+        kernel: How the model computes.
+
+    Returns:
+        The module and the whole checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: See :func:`pyg_se3.training.load_model`.
+    """
+    net, checkpoint = load_model(path, kernel)
+    record, weights = checkpoint["hyper_parameters"], checkpoint["state_dict"]
+    module = SE3Module(
+        net,
+        targets=record["targets"],
+        units=record["units"],
+        target_mean=weights["target_mean"],
+        target_std=weights["target_std"],
+    )
+    return module, checkpoint

@@ -8,10 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+SMALLEST_SCALE = 1e-4
+"""Of gradients under ``16-mixed``: thirty halvings of the scale that it begins with."""
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite."""
+    """The training loss, or its gradient, became NaN or infinite."""
 
 
 class StopOnNonFinite(pl.Callback):
@@ -19,6 +23,9 @@ class StopOnNonFinite(pl.Callback):
 
     The batch at hand is run again to find the first layer whose output is not finite. All processes
     end together, whichever has the batch.
+
+    Under ``16-mixed`` gradients that overflow are no reason to end: their step is skipped and their
+    scale halved. Where that does not help, the scale falls below :data:`SMALLEST_SCALE`.
 
     Args:
         every_n_steps: How often to look. None: before every step on a CPU, before every tenth on a
@@ -54,11 +61,26 @@ class StopOnNonFinite(pl.Callback):
         if self._steps % self._interval(pl_module) == 0:
             self._check(trainer, pl_module)
 
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Look at the scale of the gradients, if any: no step must be skipped for ever."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is None or self._steps % self._interval(pl_module) != 0:
+            return
+        scale = scaler.get_scale()
+        if scale >= SMALLEST_SCALE:
+            return
+        gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
+        what = f"gradients are not finite even if scaled by {scale:.1g}"
+        _end_together(trainer, what, _not_finite(gradients))
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Never save weights that followed from a loss that was not finite."""
+        """Never save weights that are not finite, or followed from a loss that was not."""
         self._check(trainer, pl_module)
+        _end_together(trainer, "a checkpoint cannot be saved", _spoilt_weights(pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the batch go."""
@@ -106,21 +128,41 @@ def _error(what: str, found: str, trainer: pl.Trainer) -> NonFiniteLossError:
     )
 
 
+def _end_together(trainer: pl.Trainer, what: str, found: str | None) -> None:
+    # Where weights are divided among processes, one of them may have what is not finite.
+    if trainer.strategy.reduce_boolean_decision(found is not None, all=False):
+        raise _error(what, found or "it is in another process", trainer)
+
+
 def _find_cause(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str | None:
     """What is not finite: the batch, the weights, or a layer's output; None if nothing is."""
     for name, value in batch.to_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             return f"batch.{name} is not finite in {_molecules(batch, name, value)}"
-    spoilt = [n for n, p in pl_module.named_parameters() if not p.isfinite().all()]
-    if spoilt:
-        more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
-        return (
-            f"an earlier step made weights not finite ({spoilt[0]}{more}): its gradients were, or "
-            "callbacks.finite.every_n_steps=1 is needed to see the layer"
-        )
+    spoilt = _spoilt_weights(pl_module)
+    if spoilt is not None:
+        return spoilt
     with trainer.precision_plugin.train_step_context():
         name = first_non_finite(pl_module.net, lambda: pl_module(batch))
     return None if name is None else f"the first layer whose output is not finite is {name}"
+
+
+def _spoilt_weights(pl_module: pl.LightningModule) -> str | None:
+    found = _not_finite(dict(pl_module.named_parameters()))
+    if found is None:
+        return None
+    return (
+        f"a step made weights not finite ({found}): its gradients were, or "
+        "callbacks.finite.every_n_steps=1 is needed to see the layer"
+    )
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that is not finite, and how many more are not."""
+    names = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if not names:
+        return None
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _molecules(batch: Any, name: str, value: Tensor) -> str:

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pyg_se3.training.checkpoint import LAST, PREVIOUS
+from pyg_se3.training.loggers import MetricsFile, is_logged
 
 
 class LastCheckpoint(Checkpoint):
@@ -80,6 +81,7 @@ class LastCheckpoint(Checkpoint):
         interval = trainer.val_check_batch
         validation_follows = interval is not None and (batch_idx + 1) % interval == 0
         if self._due and not validation_follows:
+            self._log_step(trainer)
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,6 +93,17 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         else:
             self._due = True
+
+    def _log_step(self, trainer: pl.Trainer) -> None:
+        # Lightning logs a step after its callbacks. A run that is killed in between is resumed
+        # after the step, whose metrics would be missing.
+        step = trainer.global_step
+        if not is_logged(trainer, step):
+            return
+        metrics = {n: v for n, v in trainer.logged_metrics.items() if n.startswith("train/")}
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsFile):
+                logger.log_metrics(metrics | {"epoch": trainer.current_epoch}, step - 1)  # type: ignore[arg-type]
 
     def _save(self, trainer: pl.Trainer) -> None:
         assert self.path is not None
