@@ -86,9 +86,8 @@ def measure(case: Case, kernel: str, device: torch.device, repeats: int) -> Timi
     plan = TFNPlan.create(fiber, fiber_out, hidden=case.hidden)
     nodes = max(1, case.edges // 16)
     source = torch.randint(nodes, (case.edges,), device=device)
-    wigner = EdgeGeometry.from_vectors(
-        torch.randn(case.edges, 3, device=device), case.degree
-    ).wigner
+    vectors = torch.randn(case.edges, 3, device=device)
+    geometry = EdgeGeometry.from_vectors(vectors, case.degree)
     radial = torch.randn(case.edges, plan.hidden, device=device).relu_().requires_grad_()
     x = torch.randn(nodes, fiber.dim, device=device, requires_grad=True)
     weights = {p: torch.randn(plan.weight_shape(p), device=device) / 30 for p in plan.pairs}
@@ -98,7 +97,7 @@ def measure(case: Case, kernel: str, device: torch.device, repeats: int) -> Timi
     dy = torch.randn(case.edges, plan.fiber_out.dim, device=device)
 
     def forward() -> torch.Tensor:
-        return KERNELS[kernel](plan, settings, x, source, [radial], wigner, packed)
+        return KERNELS[kernel](plan, settings, x, source, [radial], geometry, packed)
 
     def step() -> object:
         return torch.autograd.grad(forward(), leaves, dy)

@@ -59,10 +59,9 @@ class Problem:
 
     def source_form(self, settings):
         radial, geometry, weights = self.inputs()
-        wigner = geometry.wigner[: self.plan.max_degree + 1]
         packed = pack_plan(self.plan, weights)
         return source_conv(
-            self.plan, settings, self.leaves["x"], self.source, radial, wigner, packed
+            self.plan, settings, self.leaves["x"], self.source, radial, geometry, packed
         )
 
     def derivatives(self, y, second):
@@ -108,7 +107,7 @@ def test_ragged_graphs(fiber_in, fiber_out, sharing, degrees, compress, chunk, s
 def test_sorted_edges_and_equal_degrees_need_no_padding(compress):
     source = torch.arange(5).repeat_interleave(6)
     schedule = source_schedule(source, 5, 18)
-    assert [chunk.valid for chunk in schedule.chunks] == [None, None]
+    assert [chunk.padding for chunk in schedule.chunks] == [None, None]
     assert schedule.num_slots == 30
     problem = Problem({0: 2, 1: 1}, {0: 1, 1: 2}, "full", source, 5)
     got = problem.derivatives(problem.source_form(settings_of(compress, 18, 100)), True)
@@ -135,42 +134,10 @@ def test_attention(degrees, compress, chunk):
         source,
         target,
         radial,
-        geometry.wigner,
+        geometry,
         pack_plan(problem.plan, weights),
     )
     assert_agree(problem.derivatives(got, True), problem.derivatives(expected, True))
-
-
-def test_compressed_activations_with_tangents():
-    """A basis that also spans the derivatives gives the gradients of a radial MLP."""
-    from pyg_se3.nn.radial import RadialProfile
-
-    torch.manual_seed(3)
-    plan = TFNPlan.create(Fiber({0: 4, 1: 4}), Fiber({0: 4, 1: 4}))
-    source, x = torch.randint(12, (300,)), torch.randn(12, plan.fiber_in.dim)
-    vectors = torch.nn.functional.normalize(torch.randn(300, 3)) * (1 + 0.1 * torch.rand(300, 1))
-    geometry = EdgeGeometry.from_vectors(vectors, 1)
-    profile = RadialProfile(1)
-    packed = pack_plan(plan, {p: torch.randn(plan.weight_shape(p)) / 8 for p in plan.pairs})
-    invariants, parameters = geometry.distance[:, None], list(profile.parameters())
-    tangents = [profile.tangents(invariants)]
-
-    def gradients(compress):
-        settings = settings_of(compress, 64, 8192, torch.float32)
-        y = source_conv(
-            plan,
-            settings,
-            x,
-            source,
-            [profile(invariants)],
-            geometry.wigner,
-            packed,
-            tangents if compress else (),
-        )
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), parameters)]
-
-    for got, expected in zip(gradients(True), gradients(False), strict=True):
-        assert (got - expected).norm() <= 3e-4 * expected.norm()
 
 
 @given(
@@ -179,21 +146,15 @@ def test_compressed_activations_with_tangents():
 def test_schedule_holds_every_edge_once(degrees, chunk, seed):
     source = sources(degrees, seed % 2**31) if degrees else torch.empty(0, dtype=torch.long)
     schedule = source_schedule(source, len(degrees), chunk)
-    assert schedule.order.sort().values.tolist() == list(range(len(source)))
-    position = 0
+    seen = []
     for part in schedule.chunks:
-        edges = part.real(part.edges)
         assert part.num_slots <= max(chunk, part.length)
-        assert part.span == slice(position, position + len(edges))
-        assert (edges == schedule.order[part.span]).all()
-        assert (part.real(part.sorted_edges) == torch.arange(len(source))[part.span]).all()
         rows = part.nodes.repeat_interleave(part.length)
         assert (source[part.edges] == rows).all()
-        padding = part.num_slots - len(edges)
-        assert int((part.sorted_edges == len(source)).sum()) == padding
-        assert padding <= (1 - SLACK) * part.num_slots
-        position += len(edges)
-    assert position == len(source)
+        real = part.without_padding(torch.ones(part.num_slots)).bool()
+        seen += part.edges[real].tolist()
+        assert int((~real).sum()) <= (1 - SLACK) * part.num_slots
+    assert sorted(seen) == list(range(len(source)))
 
 
 def test_a_hub_is_split_into_rows():

@@ -181,9 +181,9 @@ def arguments(problem, leaves):
     plan, activation = problem.plan, torch.relu if problem.plan.rectified else torch.tanh
     leaves = {name: leaf.to(DEVICE) for name, leaf in leaves.items()}
     radial = [activation(leaves[f"radial {i}"]) for i in range(len(plan.groups))]
-    wigner = EdgeGeometry.from_vectors(leaves["vectors"], plan.max_degree).wigner
+    geometry = EdgeGeometry.from_vectors(leaves["vectors"], plan.max_degree)
     packed = pack_plan(plan, {pair: leaves[f"weight {pair}"] for pair in plan.pairs})
-    return leaves, problem.source.to(DEVICE), (radial, wigner[: plan.max_degree + 1], packed)
+    return leaves, problem.source.to(DEVICE), (radial, geometry, packed)
 
 
 class Layer(torch.nn.Module):

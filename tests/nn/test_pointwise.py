@@ -5,6 +5,7 @@ import torch
 
 from pyg_se3 import Fiber
 from pyg_se3.nn import EquivariantLinear, EquivariantNorm, EquivariantPooling, RadialProfile
+from pyg_se3.nn.linear import packed_linear
 from pyg_se3.testing import assert_equivariant, random_graph
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -26,6 +27,30 @@ def test_linear_multiplies_channels_by_degree(generator):
     for degree in (0, 3):
         expected = layer.weights[str(degree)] @ by_degree[degree]
         torch.testing.assert_close(out[degree], expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("fiber_out", [{0: 3, 1: 3, 2: 3}, {0: 3, 2: 1}], ids=["uniform", "any"])
+def test_linear_of_parts_and_its_derivatives(fiber_out, generator):
+    """Features in two tensors count as one with their channels behind one another."""
+    first, second = Fiber({0: 2, 1: 2, 2: 2}), Fiber({0: 1, 1: 1, 2: 1})
+    layer = EquivariantLinear(first + second, fiber_out).double()
+    x, y = (
+        torch.randn(4, f.dim, dtype=torch.double, generator=generator, requires_grad=True)
+        for f in (first, second)
+    )
+
+    def function(x, y, *weights):
+        return packed_linear([(first, x), (second, y)], layer.fiber_out, weights)
+
+    weights = list(layer.weights.values())
+    blocks = {d: torch.cat([first.unpack(x)[d], second.unpack(y)[d]], 1) for d in first}
+    got = layer.fiber_out.unpack(function(x, y, *weights))
+    for (degree, block), weight in zip(got.items(), weights, strict=True):
+        assert (block - weight @ blocks[degree]).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(function, (x, y, *weights))
+    assert torch.autograd.gradgradcheck(function, (x, y, *weights))
+    # the gradient of a sum is expanded and has no memory of its own
+    function(x, y, *weights).sum().backward()
 
 
 def test_linear_cannot_make_degrees():

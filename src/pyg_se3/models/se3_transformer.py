@@ -12,7 +12,7 @@ from pyg_se3.models.base import EquivariantModel
 from pyg_se3.models.inputs import Features, Graph, read_graph
 from pyg_se3.nn import EquivariantNorm, EquivariantPooling, SE3Attention, TFNConv
 from pyg_se3.nn.pooling import Pooling
-from pyg_se3.nn.recompute import recomputed
+from pyg_se3.nn.recompute import recomputed, recomputed_rows
 from pyg_se3.ops import KernelOptions, RadialSharing
 from pyg_se3.so3 import EdgeGeometry
 
@@ -208,12 +208,14 @@ class SE3Transformer(EquivariantModel):
         if self.detach_geometry:
             geometry = geometry.detach_directions()
         memory = self.kernel_options.memory
+        # Training on forces goes backward twice, and would compute the norms again each time.
+        store = memory != "default" or geometry.distance.requires_grad
         for block, norm in zip(self.blocks, self.norms, strict=True):
 
             def layer(x: Tensor, block: nn.Module = block, norm: nn.Module = norm) -> Tensor:
                 edges, attr = graph.edge_index, graph.edge_attr
                 x = block(x, edges, edge_attr=attr, geometry=geometry)
-                return recomputed(norm, x, store=memory != "default")
+                return recomputed_rows(norm, x, store=store)
 
             x = recomputed(layer, x, store=memory != "low")
         return self.last(x, graph.edge_index, edge_attr=graph.edge_attr, geometry=geometry)

@@ -12,7 +12,7 @@ from pyg_se3.models.base import EquivariantModel
 from pyg_se3.models.inputs import Features, read_graph
 from pyg_se3.nn import EquivariantNorm, EquivariantPooling, TFNConv
 from pyg_se3.nn.pooling import Pooling
-from pyg_se3.nn.recompute import recomputed
+from pyg_se3.nn.recompute import recomputed, recomputed_rows
 from pyg_se3.ops import KernelOptions, RadialSharing
 from pyg_se3.so3 import EdgeGeometry
 
@@ -129,12 +129,14 @@ class TFN(EquivariantModel):
         features = graph.x.to(geometry.distance.dtype)
         norms = [*self.norms, nn.Identity()]
         memory = self.kernel_options.memory
+        # Training on forces goes backward twice, and would compute the norms again each time.
+        store = memory != "default" or geometry.distance.requires_grad
         for conv, norm in zip(self.convs, norms, strict=True):
 
             def layer(x: Tensor, conv: nn.Module = conv, norm: nn.Module = norm) -> Tensor:
                 edges, attr = graph.edge_index, graph.edge_attr
                 x = conv(x, edges, edge_attr=attr, geometry=geometry)
-                return recomputed(norm, x, store=memory != "default")
+                return recomputed_rows(norm, x, store=store)
 
             features = recomputed(layer, features, store=memory != "low")
         if self.pooling is not None:

@@ -17,8 +17,8 @@ from pyg_se3.nn.edges import (
     source_features,
 )
 from pyg_se3.nn.linear import EquivariantLinear
-from pyg_se3.nn.radial import radial_activations
-from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention, uses_tangents
+from pyg_se3.nn.radial_expansion import edge_activations
+from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention
 from pyg_se3.so3 import EdgeGeometry
 
 
@@ -130,7 +130,7 @@ class SE3Attention(MessagePassing):
         geometry = edge_geometry(self.to_key_value.plan.max_degree, edge_index, pos, geometry)
         conv = self.to_key_value
         edge_index, edge_attr, geometry = edges_for(
-            conv.plan, conv.kernel_options, edge_index, edge_attr, geometry
+            conv.plan, conv.kernel_options, x, edge_index, edge_attr, geometry
         )
         attended = self.message_and_aggregate(edge_index, x, edge_attr, geometry)
         parts = [(self.attention.value, attended), (self.fiber_in, x)]
@@ -144,9 +144,9 @@ class SE3Attention(MessagePassing):
         source, target = edge_index
         invariants = radial_inputs(conv.fiber_edge, edge_attr, geometry)
         features, rows = source_features(conv.fiber_in, conv.fiber_edge, x, source, edge_attr)
-        sketch = uses_tangents(x.device, geometry, conv.plan, conv.kernel_options)
-        store = conv.kernel_options.memory == "fast"
-        activations, tangents = radial_activations(conv.radial, invariants, sketch, store)
+        activations, tangents, expansion = edge_activations(
+            conv.radial, conv.plan, conv.kernel_options, features, invariants, edge_attr, geometry
+        )
         return tfn_attention(
             conv.plan,
             self.attention,
@@ -160,6 +160,7 @@ class SE3Attention(MessagePassing):
             conv.kernel_options,
             None if conv.kernel_options.kernel == "reference" else conv.weight.packed(),
             tangents,
+            expansion,
         )
 
     def __repr__(self) -> str:

@@ -17,8 +17,9 @@ from pyg_se3.nn.edges import (
     source_features,
 )
 from pyg_se3.nn.linear import EquivariantLinear
-from pyg_se3.nn.radial import RadialProfile, RadialWeights, radial_activations
-from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv, uses_tangents
+from pyg_se3.nn.radial import RadialProfile, RadialWeights
+from pyg_se3.nn.radial_expansion import edge_activations
+from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv
 from pyg_se3.ops.segment import segment_sum
 from pyg_se3.so3 import EdgeGeometry
 
@@ -111,7 +112,7 @@ class TFNConv(MessagePassing):
         edge_index = plain_edge_index(edge_index, x.shape[0])
         geometry = edge_geometry(self.plan.max_degree, edge_index, pos, geometry)
         edge_index, edge_attr, geometry = edges_for(
-            self.plan, self.kernel_options, edge_index, edge_attr, geometry
+            self.plan, self.kernel_options, x, edge_index, edge_attr, geometry
         )
         size = (x.shape[0], x.shape[0])  # or nodes after the last receiver would be left out
         out = self.propagate(edge_index, size=size, x=x, edge_attr=edge_attr, geometry=geometry)
@@ -136,9 +137,9 @@ class TFNConv(MessagePassing):
         """Messages of every edge, packed ``[E, fiber_out.dim]``; the kernel gathers ``x``."""
         invariants = radial_inputs(self.fiber_edge, edge_attr, geometry)
         x, source = source_features(self.fiber_in, self.fiber_edge, x, edge_index_j, edge_attr)
-        sketch = uses_tangents(x.device, geometry, self.plan, self.kernel_options)
-        store = self.kernel_options.memory == "fast"
-        activations, tangents = radial_activations(self.radial, invariants, sketch, store)
+        activations, tangents, expansion = edge_activations(
+            self.radial, self.plan, self.kernel_options, x, invariants, edge_attr, geometry
+        )
         return tfn_conv(
             self.plan,
             x,
@@ -149,6 +150,7 @@ class TFNConv(MessagePassing):
             self.kernel_options,
             None if self.kernel_options.kernel == "reference" else self.weight.packed(),
             tangents,
+            expansion,
         )
 
     def __repr__(self) -> str:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from pyg_se3.fiber import Fiber
 from pyg_se3.nn.linear import concatenate
-from pyg_se3.ops import KernelOptions, TFNPlan, wants_similar_edges
+from pyg_se3.ops import KernelOptions, TFNPlan, expands_radial, wants_similar_edges
 from pyg_se3.ops.edge_runs import edge_kinds, similar_runs
+from pyg_se3.ops.weights_form import PAIRED
 from pyg_se3.so3 import EdgeGeometry
 
 WORTH_SORTING = 512
@@ -87,22 +88,36 @@ def similar_edges(
     kinds = edge_kinds(edge_attr, distance)
     order = (kinds * 1e4 + distance).argsort()
     geometry = geometry.permute(order)
+    edge_attr = None if edge_attr is None else edge_attr[order]
     if _may_look(distance):
         runs = similar_runs(kinds[order].numpy(), distance[order].numpy())
         geometry = replace(geometry, runs=runs)
-    return edge_index[:, order], None if edge_attr is None else edge_attr[order], geometry
+        geometry.shared[PAIRED] = _paired(edge_attr, geometry.distance)
+    return edge_index[:, order], edge_attr, geometry
+
+
+def _paired(*given: Tensor | None) -> bool:
+    """Whether edges 2i and 2i + 1 have the same of everything, and it needs no gradient."""
+    parts = [part for part in given if part is not None]
+    return not any(part.requires_grad for part in parts) and all(
+        torch.equal(part[0::2], part[1::2]) for part in parts
+    )
 
 
 def edges_for(
     plan: TFNPlan,
     options: KernelOptions,
+    x: Tensor,
     edge_index: Tensor,
     edge_attr: Tensor | None,
     geometry: EdgeGeometry,
 ) -> tuple[Tensor, Tensor | None, EdgeGeometry]:
-    """Edges in an order that suits the kernel of a layer; a model has seen to that already."""
-    sort = geometry.runs is None and _may_look(edge_index) and edge_index.shape[1] >= WORTH_SORTING
-    if sort and wants_similar_edges(plan, options):
+    """Edges in an order that suits a layer on features ``x``; a model has seen to that already."""
+    num_edges = edge_index.shape[1]
+    sort = geometry.runs is None and _may_look(edge_index) and num_edges >= WORTH_SORTING
+    if expands_radial(geometry, options):
+        options = replace(options, kernel="edge")
+    if sort and wants_similar_edges(plan, x, num_edges, options):
         return similar_edges(edge_index, edge_attr, geometry)
     return edge_index, edge_attr, geometry
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyg_se3.fiber import Fiber
+from pyg_se3.so3.constants import traceable_constant
 
 
 class EquivariantLinear(nn.Module):
@@ -77,11 +78,83 @@ def packed_linear(
     device = features[0].device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else features[0].dtype
-    return _PackedLinear.apply(fibers, fiber_out, dtype, *features, *weights)
+    alike = all(f.is_uniform and f.degrees == fiber_out.degrees for f in (*fibers, fiber_out))
+    function = _UniformLinear if alike else _PackedLinear
+    return function.apply(fibers, fiber_out, dtype, *features, *weights)
+
+
+@traceable_constant(lambda *degrees: (sum(2 * degree + 1 for degree in degrees),))
+def _degree_of_component(*arguments: Any) -> Tensor:
+    """Position of its degree among ``degrees`` for every component."""
+    *degrees, dtype, device = arguments
+    sizes = torch.tensor([2 * degree + 1 for degree in degrees])
+    return torch.arange(len(degrees)).repeat_interleave(sizes).to(device=device, dtype=dtype)
+
+
+class _UniformLinear(torch.autograd.Function):
+    """Of features with the same degrees, all with equally many channels: one product for all.
+
+    Keeps packed features for the backward pass, which is made of differentiable operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fibers: tuple[Fiber, ...],
+        fiber_out: Fiber,
+        dtype: torch.dtype,
+        *tensors: Tensor,
+    ) -> Tensor:
+        """Map component by component, each with the weight of its degree."""
+        ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype
+        ctx.save_for_backward(*tensors)
+        features, weights = tensors[: len(fibers)], tensors[len(fibers) :]
+        with torch.autocast(features[0].device.type, enabled=False):
+            parts = [_by_component(f, x, dtype) for f, x in zip(fibers, features, strict=True)]
+            joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+            matrices, _ = _component_weights(fiber_out, weights, dtype)
+            product = torch.bmm(joined, matrices.transpose(1, 2))
+            return product.transpose(0, 1).reshape(-1, fiber_out.dim).to(features[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Made of differentiable operations."""
+        fibers, fiber_out, dtype = ctx.fibers, ctx.fiber_out, ctx.dtype
+        saved = ctx.saved_tensors  # once: a checkpoint around this gives them out only once
+        features, weights = saved[: len(fibers)], saved[len(fibers) :]
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            dy = _by_component(fiber_out, gradients[0], dtype)
+            matrices, component = _component_weights(fiber_out, weights, dtype)
+            dfeatures: list[Tensor | None] = []
+            columns, start = [], 0
+            for fiber, x, need in zip(fibers, features, ctx.needs_input_grad[3:], strict=False):
+                part = slice(start, start + fiber.channels[0])
+                start = part.stop
+                columns.append(torch.bmm(dy.transpose(1, 2), _by_component(fiber, x, dtype)))
+                dx = torch.bmm(dy, matrices[:, :, part]).transpose(0, 1) if need else None
+                dfeatures.append(None if dx is None else dx.reshape(x.shape).to(x.dtype))
+            by_component = columns[0] if len(columns) == 1 else torch.cat(columns, dim=2)
+            zeros = by_component.new_zeros(len(weights), *by_component.shape[1:])
+            dweights = zeros.index_add(0, component, by_component).to(weights[0].dtype).unbind()
+        return (None, None, None, *dfeatures, *dweights)
+
+
+def _by_component(fiber: Fiber, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Packed features of a uniform fiber as ``[components, N, C]``."""
+    channels = fiber.channels[0]
+    return x.to(dtype).unflatten(1, (fiber.dim // channels, channels)).transpose(0, 1)
+
+
+def _component_weights(
+    fiber: Fiber, weights: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Weights by component ``[components, C_out, C_in]``, and the degree of each component."""
+    component = _degree_of_component(*fiber.degrees, torch.long, weights[0].device)
+    return torch.stack([*weights]).to(dtype).index_select(0, component), component
 
 
 class _PackedLinear(torch.autograd.Function):
-    """Keeps packed features for the backward pass rather than a copy of every degree."""
+    """Of any features. Keeps them packed for the backward pass, not a copy of every degree."""
 
     @staticmethod
     def forward(

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pyg_se3.nn.recompute import recomputed
+from pyg_se3.nn.recompute import recomputed_rows
 from pyg_se3.ops import TFNPlan, pack_plan
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
 from pyg_se3.so3.constants import traceable_constant
 
-SKETCH_DIRECTIONS = 4
+SKETCH_DIRECTIONS = 2
 """Random directions in parameter space whose derivatives are sketched."""
 
 SKETCH_WIDTH = 24
@@ -65,9 +65,7 @@ class RadialProfile(nn.Sequential):
         change = invariants.new_zeros(SKETCH_DIRECTIONS, *invariants.shape)
         for position, layer in enumerate(self):
             value, change = _push_forward(layer, value, change, position)
-        columns = change.transpose(0, 1).flatten(1)
-        mix = _directions(SKETCH_WIDTH, columns.shape[1], 0, columns.dtype, columns.device)
-        return columns @ mix.T
+        return mix_columns(change)
 
     def reset_parameters(self) -> None:
         """Initialise as PyTorch does by default."""
@@ -91,7 +89,7 @@ def radial_activations(
     activations, tangents = [], []
     for profile in profiles:
         assert isinstance(profile, RadialProfile)
-        values = recomputed(profile, invariants, store=store)
+        values = recomputed_rows(profile, invariants, store=store)
         activations.append(values)
         if sketch and values.requires_grad and not invariants.requires_grad:
             tangents.append(profile.tangents(invariants))
@@ -166,6 +164,25 @@ class RadialWeights(nn.Module):
         )
 
 
+def mix_columns(change: Tensor) -> Tensor:
+    """Random combinations ``[E, SKETCH_WIDTH]`` of the columns of ``[directions, E, C]``."""
+    columns = change.transpose(0, 1).flatten(1)
+    mix = _directions(SKETCH_WIDTH, columns.shape[1], 0, columns.dtype, columns.device)
+    return columns @ mix.T
+
+
+def sketch_directions(layer: nn.Linear | nn.LayerNorm, position: int) -> tuple[Tensor, Tensor]:
+    """Directions of a sketch for weight and bias of a layer: ``[directions, *shape]`` each."""
+
+    def draw(parameter: Tensor, seed: int) -> Tensor:
+        size, number = parameter.numel(), 1000 * position + seed
+        flat = _directions(SKETCH_DIRECTIONS, size, number, parameter.dtype, parameter.device)
+        scale = parameter.detach().square().mean().sqrt() + 1e-3
+        return flat.view(-1, *parameter.shape) * scale
+
+    return draw(layer.weight, 1), draw(layer.bias, 2)
+
+
 @traceable_constant(lambda rows, columns, seed: (rows, columns))
 def _directions(
     rows: int, columns: int, seed: int, dtype: torch.dtype, device: torch.device
@@ -179,16 +196,8 @@ def _push_forward(
     layer: nn.Module, value: Tensor, change: Tensor, position: int
 ) -> tuple[Tensor, Tensor]:
     """Value ``[E, C]`` and directional derivatives ``[directions, E, C]`` after a layer."""
-
-    def draw(parameter: Tensor, seed: int) -> Tensor:
-        """A direction per sketch, as long as the parameter is: ``[directions, *shape]``."""
-        size, number = parameter.numel(), 1000 * position + seed
-        flat = _directions(SKETCH_DIRECTIONS, size, number, parameter.dtype, parameter.device)
-        scale = parameter.detach().square().mean().sqrt() + 1e-3
-        return flat.view(-1, *parameter.shape) * scale
-
     if isinstance(layer, nn.Linear):
-        weight, bias = draw(layer.weight, 1), draw(layer.bias, 2)
+        weight, bias = sketch_directions(layer, position)
         change = change @ layer.weight.T + value @ weight.transpose(1, 2) + bias[:, None]
         return layer(value), change
     if isinstance(layer, nn.LayerNorm):
@@ -197,7 +206,7 @@ def _push_forward(
         unit = centred / deviation
         change = change - change.mean(-1, keepdim=True)
         change = (change - unit * (unit * change).mean(-1, keepdim=True)) / deviation
-        weight, bias = draw(layer.weight, 1), draw(layer.bias, 2)
+        weight, bias = sketch_directions(layer, position)
         return layer(value), change * layer.weight + unit * weight[:, None] + bias[:, None]
     if isinstance(layer, nn.ReLU):
         return layer(value), change * (value > 0)

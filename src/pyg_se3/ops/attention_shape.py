@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -50,6 +50,27 @@ class AttentionShape:
         value, key, heads = json.loads(code)
         return cls(Fiber(dict(value)), Fiber(dict(key)), heads)
 
+    def split(self, fiber: Fiber, features: Tensor) -> Blocks:
+        """Blocks that attention treats alike: of each degree, or of all where channels allow.
+
+        Components of one channel all have the weight of its head. Where keys and values have
+        equally many channels of every degree, all their components make one block, under the
+        number of the lowest degree.
+
+        Args:
+            fiber: of the values, the keys, or both.
+            features: packed ``[e, fiber.dim]``.
+        """
+        if not self._alike:
+            return fiber.split(features)
+        first, channels = next(iter(fiber.items()))
+        return {first: features.view(features.shape[0], fiber.dim // channels, channels)}
+
+    @cached_property
+    def _alike(self) -> bool:
+        same = self.value.degrees == self.key.degrees
+        return same and self.value.is_uniform and self.key.is_uniform
+
     @property
     def scale(self) -> float:
         """Factor of the logits, one over the square root of the width of all keys."""
@@ -75,13 +96,15 @@ class AttentionShape:
 
     def keys(self, messages: Blocks) -> Blocks:
         """The part of the messages that is keys, by degree ``[e, 2l+1, C_key]``."""
-        return {degree: messages[degree][:, :, self.value[degree] :] for degree in self.key}
+        return {
+            degree: block[:, :, self.value[degree] :]
+            for degree, block in messages.items()
+            if degree in self.key
+        }
 
     def values(self, messages: Blocks) -> Blocks:
         """The part of the messages that is values, by degree ``[e, 2l+1, C_value]``."""
-        return {
-            degree: messages[degree][:, :, :channels] for degree, channels in self.value.items()
-        }
+        return {degree: block[:, :, : self.value[degree]] for degree, block in messages.items()}
 
     def weigh(self, weights: Tensor, blocks: Blocks) -> Blocks:
         """Multiply the channels of each head by its weight ``[e, heads]``."""

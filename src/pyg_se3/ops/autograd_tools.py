@@ -74,3 +74,46 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(ctx, *arguments)
 
     return run
+
+
+def wanted_gradients(ctx: Any) -> list[bool]:
+    """Which gradients of its tensor arguments a running backward pass is to compute.
+
+    ``ctx.needs_input_grad`` also counts those that need a gradient, but not in this pass, as the
+    weights do not when forces are computed.
+    """
+
+    def wanted(node: Any) -> bool:
+        try:
+            return torch._C._will_engine_execute_node(node)
+        except RuntimeError:  # a leaf that torch.autograd.grad was asked for
+            return True
+
+    return [node is not None and wanted(node) for node, _ in ctx.next_functions]
+
+
+class _LastDerivative(torch.autograd.Function):
+    """The identity, whose backward pass refuses to be recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise third_derivative()
+        return gradients[0]
+
+
+def last_derivative(x: Tensor) -> Tensor:
+    """The same tensor, which can be differentiated once, but not with ``create_graph=True``."""
+    return _LastDerivative.apply(x)
+
+
+def third_derivative() -> NotImplementedError:
+    """Says how to have third derivatives."""
+    return NotImplementedError(
+        "layers whose edge lengths need a gradient have no third derivatives with this kernel; "
+        "use kernel='reference'"
+    )

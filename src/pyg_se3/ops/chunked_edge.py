@@ -4,8 +4,8 @@ Three levels: a *batch* of blocks makes the weights that fit their bases togethe
 edges shares one basis of radial activations and the weights that go with it; within a block,
 *chunks* are small enough that their outer products stay in the cache.
 
-Components of a rotated block of degree l are -m .. m around the centre, so a stride of 2m picks
-the pair (-m, +m). In the products, rows are that pair and columns the two parts (A, B).
+Features in the edge frame are flat rows (:class:`FrameLayout`). In the products, rows are the
+components (-m, +m) and columns the two parts (A, B).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from pyg_se3.fiber import Fiber
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
+from pyg_se3.ops.edge_frames import EdgeFrames, FramePair
 from pyg_se3.ops.frame_rotation import channel_slices
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
 from pyg_se3.ops.stacked_bases import ProductSums, StackedBases
@@ -95,27 +95,34 @@ class EdgeGradients:
 
 @dataclass(frozen=True)
 class _Factor:
-    """Where a group works at one ``|m|``: degrees with their channels among rows and columns."""
+    """Where a group works at one ``|m|``: its channels among those of all degrees >= ``|m|``."""
 
     order: int
-    rows: tuple[tuple[int, slice], ...]
-    columns: tuple[tuple[int, slice], ...]
-    num_rows: int
-    num_columns: int
+    rows: slice
+    columns: slice
+
+    @property
+    def num_rows(self) -> int:
+        """Incoming channels."""
+        return self.rows.stop - self.rows.start
+
+    @property
+    def num_columns(self) -> int:
+        """Outgoing channels."""
+        return self.columns.stop - self.columns.start
+
+    @property
+    def components(self) -> int:
+        """1 for m = 0, else 2."""
+        return 2 if self.order else 1
 
 
 def _factor(plan: TFNPlan, group: RadialGroup, order: int) -> _Factor:
-    def ranges(fiber: Fiber, degrees: tuple[int, ...]) -> tuple[tuple[int, slice], ...]:
-        start, found = 0, []
-        for degree in degrees:
-            if degree >= order:
-                found.append((degree, slice(start, start + fiber[degree])))
-                start += fiber[degree]
-        return tuple(found)
-
-    rows = ranges(plan.fiber_in, group.degrees_in)
-    columns = ranges(plan.fiber_out, group.degrees_out)
-    return _Factor(order, rows, columns, rows[-1][1].stop, columns[-1][1].stop)
+    return _Factor(
+        order,
+        channel_slices(plan.fiber_in, group.degrees_in, order),
+        channel_slices(plan.fiber_out, group.degrees_out, order),
+    )
 
 
 @dataclass
@@ -133,6 +140,7 @@ class EdgeForm:
     Args:
         plan: the convolution.
         settings: how to compute.
+        frames: rotations of the incoming and of the outgoing features.
         radial: per group ``[E, H]``.
         wigner: per degree ``[E, 2l+1, 2l+1]``.
         packed: per group and ``|m|`` the packed weights.
@@ -141,17 +149,21 @@ class EdgeForm:
 
     plan: TFNPlan
     settings: EdgeSettings
+    frames: FramePair
     radial: Sequence[Tensor]
     wigner: Sequence[Tensor]
     packed: Sequence[Sequence[Tensor]]
     tangents: Sequence[Tensor] = ()
     factors: list[list[_Factor]] = field(init=False)
+    frames_in: EdgeFrames = field(init=False)
+    frames_out: EdgeFrames = field(init=False)
 
     def __post_init__(self) -> None:
+        plan = self.plan
         self.factors = [
-            [_factor(self.plan, group, m) for m in range(group.max_order + 1)]
-            for group in self.plan.groups
+            [_factor(plan, group, m) for m in range(group.max_order + 1)] for group in plan.groups
         ]
+        self.frames_in, self.frames_out = self.frames
 
     def batches(self) -> list[list[Block]]:
         """All edges in blocks, with the bases for their activations, in batches.
@@ -233,89 +245,69 @@ class EdgeForm:
             stop = min(start + size, total)
             yield slice(first + start, first + stop), slice(start, stop)
 
-    def rotate_in(self, fiber: Fiber, features: Blocks, edges: slice) -> Local:
-        """Features by degree into the edge frame."""
-        limit, local = self.plan.max_order, {}
-        for degree in fiber:
-            local[degree] = features[degree]
-            if degree:
-                matrix = self.wigner[degree][edges]
-                if degree > limit:
-                    matrix = matrix[:, :, degree - limit : degree + limit + 1]
-                local[degree] = torch.bmm(matrix.transpose(1, 2), features[degree])
-        return local
+    def outer_products(
+        self, block: Block, within: slice, local: Tensor, full: bool
+    ) -> list[list[Tensor]]:
+        """``values x x'`` per group and ``|m|``, ``[e * c, w * K]``; w = rank if not full.
 
-    def rotate_out(self, fiber: Fiber, local: Local, edges: slice) -> Blocks:
-        """Features by degree out of the edge frame."""
-        limit, features = self.plan.max_order, {}
-        for degree in fiber:
-            features[degree] = local[degree]
-            if degree:
-                matrix = self.wigner[degree][edges]
-                if degree > limit:
-                    matrix = matrix[:, :, degree - limit : degree + limit + 1]
-                features[degree] = torch.bmm(matrix, local[degree])
-        return features
-
-    def outer_products(self, block: Block, within: slice, local: Local, full: bool) -> list:
-        """``values x x'`` per group and ``|m|``, ``[e * c, w * K]``; w = rank if not full."""
+        Args:
+            block: the edges.
+            within: which of them.
+            local: features in the edge frame.
+            full: with all columns of the bases rather than those that make the messages.
+        """
+        dtype = self.settings.product_dtype
+        local = local.to(dtype)
         products = []
         for basis, factors in zip(block.bases, self.factors, strict=True):
             width = basis.width if full else basis.rank
-            values = basis.values[within, :width].to(self.settings.product_dtype)
-            products.append([self._outer(values, local, factor) for factor in factors])
+            scale = basis.values[within, :width].to(dtype)[:, None, :, None]
+            products.append(
+                [
+                    (self.frames_in.layout.order(local, f.order)[:, :, None, f.rows] * scale).view(
+                        -1, width * f.num_rows
+                    )
+                    for f in factors
+                ]
+            )
         return products
-
-    def _outer(self, values: Tensor, local: Local, factor: _Factor) -> Tensor:
-        m, (edges, width) = factor.order, values.shape
-        components = 2 if m else 1
-        outer = values.new_empty(edges, components, width, factor.num_rows)
-        scale = values[:, None, :, None]
-        for degree, channels in factor.rows:
-            x = self._pair(local[degree], m)[:, :, None, :]
-            if x.dtype != outer.dtype:
-                x = x.to(outer.dtype)
-            torch.mul(x, scale, out=outer[..., channels])
-        return outer.view(edges * components, width * factor.num_rows)
 
     def messages(
         self, block: Block, weights: list[list[Tensor]], outer: list[list[Tensor]], like: Tensor
-    ) -> Local:
-        """Messages of a chunk in the edge frame from its outer products."""
-        plan = self.plan
+    ) -> Tensor:
+        """Messages of a chunk in the edge frame, in the type of ``like``, from outer products."""
+        layout = self.frames_out.layout
         edges = outer[0][0].shape[0]
-        local: Local = {
-            degree: like.new_empty(edges, 2 * min(degree, plan.max_order) + 1, channels)
-            for degree, channels in plan.fiber_out.items()
-        }
+        local = like.new_empty(edges, layout.dim)
         written: set[tuple[int, int]] = set()
         for index, factors in enumerate(self.factors):
             rank = block.bases[index].rank
             for factor, matrix, rows in zip(factors, weights[index], outer[index], strict=True):
-                m = factor.order
                 product = rows[:, : rank * factor.num_rows] @ matrix
                 if product.dtype != like.dtype:
                     product = product.to(like.dtype)
-                if m == 0:
-                    part = product.view(edges, 1, -1)
-                else:
-                    pair = product.view(edges, 2, 2, -1)
-                    part = product.new_empty(edges, 2, factor.num_columns)
-                    torch.sub(pair[:, 0, 0], pair[:, 1, 1], out=part[:, 0])
-                    torch.add(pair[:, 1, 0], pair[:, 0, 1], out=part[:, 1])
-                for degree, channels in factor.columns:
-                    target = self._pair(local[degree], m)
-                    if (degree, m) in written:
-                        target += part[:, :, channels]
-                    else:
-                        target.copy_(part[:, :, channels])
-                        written.add((degree, m))
+                target = layout.order(local, factor.order)[:, :, factor.columns]
+                place = factor.order, factor.columns.start
+                _couple(product, target, add=place in written)
+                written.add(place)
         return local
 
-    def _pair(self, local: Tensor, order: int) -> Tensor:
-        """Components -m and +m (or 0) of a feature in the edge frame, a view ``[e, c, C]``."""
-        centre = local.shape[1] // 2
-        return local[:, centre - order : centre + order + 1 : 2 * order or 1]
+
+def _couple(product: Tensor, target: Tensor, add: bool) -> None:
+    """Write or add to messages ``[e, c, C]`` what products ``[e * c, C or 2 C]`` make."""
+    edges, components, columns = target.shape
+    if components == 1:
+        part = product.view(edges, 1, columns)
+        target.add_(part) if add else target.copy_(part)
+        return
+    pair = product.view(edges, 2, 2, columns)
+    if add:
+        target += pair[:, :, 0]
+        target[:, 0] -= pair[:, 1, 1]
+        target[:, 1] += pair[:, 0, 1]
+    else:
+        torch.sub(pair[:, 0, 0], pair[:, 1, 1], out=target[:, 0])
+        torch.add(pair[:, 1, 0], pair[:, 0, 1], out=target[:, 1])
 
 
 class BatchBackward:
@@ -415,27 +407,26 @@ class BlockBackward:
         self,
         edges: slice,
         within: slice,
-        gathered: Blocks,
-        local: Local,
+        gathered: Tensor,
+        local: Tensor,
         outer: list[list[Tensor]],
-        messages: Local | None,
-        gradient: Blocks,
-    ) -> Blocks:
-        """Gradient of a chunk's source features by degree, and adds to the others.
+        messages: Tensor | None,
+        gradient: Tensor,
+    ) -> Tensor:
+        """Gradient of a chunk's source features, packed, and adds to the others.
 
         Args:
             edges: which edges.
             within: where they are within the block.
-            gathered: features of their sources by degree.
+            gathered: packed features of their sources.
             local: the same in the edge frame.
             outer: outer products with all columns of the bases.
             messages: in the edge frame, if at hand; needed for the gradient of the geometry only.
-            gradient: of the messages, by degree.
+            gradient: of the messages, packed.
         """
         form = self.form
-        plan = form.plan
-        dy = form.rotate_in(plan.fiber_out, gradient, edges)
-        dx = {degree: torch.empty_like(x) for degree, x in local.items()}
+        dy = form.frames_out.rotate_in(gradient, edges)
+        dx = torch.empty_like(local)
         written: set[tuple[int, int]] = set()
         for index, factors in enumerate(form.factors):
             for factor in factors:
@@ -444,35 +435,27 @@ class BlockBackward:
                     sums = self._sums[index][factor.order]
                     sums.add(self._position, outer[index][factor.order], rows)
                 self._feature_gradient(index, factor, within, rows, dx, written)
-                self._activation_gradient(index, factor, edges, within, rows, local)
+                self._activation_gradient(index, factor, edges, rows, local)
         if self.total.wigner is not None:
             if messages is None:
-                first = next(iter(local.values()))
-                messages = form.messages(self.block, self.weights, outer, first)
-            self._wigner_gradient(edges, gradient, messages)
-            self._wigner_gradient(edges, gathered, dx)
-        return form.rotate_out(plan.fiber_in, dx, edges)
+                messages = form.messages(self.block, self.weights, outer, local)
+            form.frames_out.add_gradient(self.total.wigner, edges, gradient, messages)
+            form.frames_in.add_gradient(self.total.wigner, edges, gathered, dx)
+        return form.frames_in.rotate_out(dx, edges)
 
-    def _message_gradient(self, dy: Local, factor: _Factor) -> Tensor:
+    def _message_gradient(self, dy: Tensor, factor: _Factor) -> Tensor:
         """Gradient of the products with ``[A | B]``: ``[e * c, C or 2 C]``."""
-        form, m = self.form, factor.order
-        like = next(iter(dy.values()))
-        edges, dtype = like.shape[0], form.settings.product_dtype
-        if m == 0:
-            rows = like.new_empty(edges, factor.num_columns, dtype=dtype)
-            for degree, channels in factor.columns:
-                rows[:, channels] = dy[degree][:, dy[degree].shape[1] // 2]
-            return rows
-        rows = like.new_empty(edges, 2, 2, factor.num_columns, dtype=dtype)
-        for degree, channels in factor.columns:
-            pair = form._pair(dy[degree], m)
-            rows[:, :, 0, channels] = pair
-            rows[:, 0, 1, channels] = pair[:, 1]
-            if dtype == like.dtype:
-                torch.neg(pair[:, 0], out=rows[:, 1, 1, channels])
-            else:
-                rows[:, 1, 1, channels] = -pair[:, 0]
-        return rows.view(2 * edges, 2 * factor.num_columns)
+        form = self.form
+        dtype = form.settings.product_dtype
+        pair = form.frames_out.layout.order(dy, factor.order)[:, :, factor.columns]
+        if factor.order == 0:
+            return pair[:, 0].to(dtype)
+        pair = pair.to(dtype)
+        rows = pair.new_empty(*pair.shape[:2], 2, factor.num_columns)
+        rows[:, :, 0] = pair
+        rows[:, 0, 1] = pair[:, 1]
+        torch.neg(pair[:, 0], out=rows[:, 1, 1])
+        return rows.view(-1, 2 * factor.num_columns)
 
     def _feature_gradient(
         self,
@@ -480,69 +463,57 @@ class BlockBackward:
         factor: _Factor,
         within: slice,
         rows: Tensor,
-        dx: Local,
+        dx: Tensor,
         written: set[tuple[int, int]],
     ) -> None:
-        basis, m = self.block.bases[index], factor.order
-        components = 2 if m else 1
+        basis = self.block.bases[index]
         values = basis.values[within, : basis.rank]
-        back = (rows @ self.weights[index][m].T).view(
-            values.shape[0], components, basis.rank, factor.num_rows
+        back = (rows @ self.weights[index][factor.order].T).view(
+            values.shape[0], factor.components, basis.rank, factor.num_rows
         )
-        part = _contract_values(back, values)
-        for degree, channels in factor.rows:
-            target = self.form._pair(dx[degree], m)
-            if (degree, m) in written:
-                target += part[:, :, channels]
-            else:
-                target.copy_(part[:, :, channels])
-                written.add((degree, m))
+        target = self.form.frames_in.layout.order(dx, factor.order)[:, :, factor.rows]
+        place = factor.order, factor.rows.start
+        _contract_values(back, values, target, add=place in written)
+        written.add(place)
 
     def _activation_gradient(
-        self, index: int, factor: _Factor, edges: slice, within: slice, rows: Tensor, local: Local
+        self, index: int, factor: _Factor, edges: slice, rows: Tensor, local: Tensor
     ) -> None:
         exact = self._exact[index]
         if exact is None:
             return
         assert self.total.radial is not None
         m = factor.order
-        components = 2 if m else 1
         matrix = (self._exact_weights[index] or self.weights[index])[m]
-        back = (rows.to(matrix.dtype) @ matrix.T).view(-1, components, exact.width, factor.num_rows)
-        x = torch.cat([self.form._pair(local[degree], m) for degree, _ in factor.rows], dim=2)
-        part = _contract_channels(back, x)
+        back = (rows.to(matrix.dtype) @ matrix.T).view(
+            -1, factor.components, exact.width, factor.num_rows
+        )
+        part = _contract_channels(
+            back, self.form.frames_in.layout.order(local, m)[:, :, factor.rows]
+        )
         target = self.total.radial[index][edges]
         if exact.active is None:
             target += part
         else:
             target.index_add_(1, exact.active, part)
 
-    def _wigner_gradient(self, edges: slice, outside: Blocks, local: Local) -> None:
-        """Add ``outside local^T``: gradient of D where ``outside = D local`` or its transpose."""
-        assert self.total.wigner is not None
-        for degree, block in outside.items():
-            if degree == 0:
-                continue
-            centre = local[degree].shape[1] // 2
-            columns = slice(degree - centre, degree + centre + 1)
-            product = torch.bmm(block, local[degree].transpose(1, 2))
-            self.total.wigner[degree][edges, :, columns] += product
 
-
-def _contract_values(back: Tensor, values: Tensor) -> Tensor:
-    """``sum_r a_er back_ecrK``: ``[e, c, K]`` from ``[e, c, r, K]`` and ``[e, r]``."""
+def _contract_values(back: Tensor, values: Tensor, target: Tensor, add: bool) -> None:
+    """Write or add ``sum_r a_er back_ecrK``, from ``[e, c, r, K]`` and ``[e, r]``."""
     edges, components, rank, _ = back.shape
-    if rank == 0:
-        return values.new_zeros(edges, components, back.shape[3])
     if rank <= 12 and back.device.type == "cpu":
         # a few multiply-adds beat many tiny matrix products
-        total = back[:, :, 0] * values[:, :1, None]
-        for r in range(1, rank):
-            total.addcmul_(back[:, :, r], values[:, r : r + 1, None])
-        return total
+        if not add:
+            if rank == 0:
+                target.zero_()
+            else:
+                torch.mul(back[:, :, 0], values[:, :1, None], out=target)
+        for r in range(0 if add else 1, rank):
+            target.addcmul_(back[:, :, r], values[:, r : r + 1, None])
+        return
     rows = values.to(back.dtype)[:, None, None, :].expand(edges, components, 1, rank)
-    flat = torch.bmm(rows.reshape(-1, 1, rank), back.flatten(0, 1))
-    return flat.view(edges, components, -1).to(values.dtype)
+    flat = torch.bmm(rows.reshape(-1, 1, rank), back.flatten(0, 1)).view_as(target)
+    target.add_(flat) if add else target.copy_(flat)
 
 
 def _contract_channels(back: Tensor, x: Tensor) -> Tensor:
@@ -550,16 +521,3 @@ def _contract_channels(back: Tensor, x: Tensor) -> Tensor:
     edges, components, rank, _ = back.shape
     flat = torch.bmm(back.flatten(0, 1), x.to(back.dtype).reshape(edges * components, -1, 1))
     return flat.view(edges, components, rank).sum(1).to(x.dtype)
-
-
-__all__ = [
-    "BatchBackward",
-    "Block",
-    "BlockBackward",
-    "Blocks",
-    "EdgeForm",
-    "EdgeGradients",
-    "EdgeNeeds",
-    "EdgeSettings",
-    "channel_slices",
-]

@@ -87,7 +87,7 @@ def compressed_basis(radial: Tensor, tangents: Tensor | None, tolerance: float) 
     if radial.dtype == torch.float64 or pruned.width == 1:
         return pruned
     activations = pruned.values.double()
-    basis = _orthonormal_span(activations, activations.norm(), tolerance)
+    basis = orthonormal_span(activations, activations.norm(), tolerance)
     if basis.shape[1] > WORTHWHILE_RANK * pruned.width:
         return pruned
     coordinates = (basis.T @ radial.double()).to(radial.dtype)
@@ -95,7 +95,7 @@ def compressed_basis(radial: Tensor, tangents: Tensor | None, tolerance: float) 
     if tangents is not None:
         columns = tangents.double()
         rest = columns - basis @ (basis.T @ columns)
-        extra = _orthonormal_span(rest, columns.norm(), TANGENT_TOLERANCE * tolerance)
+        extra = orthonormal_span(rest, columns.norm(), TANGENT_TOLERANCE * tolerance)
         basis = torch.cat([basis, extra], dim=1)
         if basis.shape[1] > pruned.width:
             return pruned
@@ -107,9 +107,10 @@ def compressed_basis(radial: Tensor, tangents: Tensor | None, tolerance: float) 
     )
 
 
-def _orthonormal_span(columns: Tensor, scale: Tensor, tolerance: float) -> Tensor:
+def orthonormal_span(columns: Tensor, scale: Tensor, tolerance: float) -> Tensor:
     """Orthonormal basis ``[e, r]`` of columns up to an error of ``tolerance * scale``."""
     energies, vectors = torch.linalg.eigh(columns.T @ columns)
     lost = energies.clamp(min=0).cumsum(0)  # ascending: energy lost when dropping the first ones
     kept = lost > (tolerance * scale) ** 2
-    return (columns @ vectors[:, kept]) * energies[kept].rsqrt()
+    span = columns @ vectors[:, kept]
+    return span / span.norm(dim=0)  # small energies are less accurate than this

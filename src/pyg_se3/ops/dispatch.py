@@ -9,23 +9,29 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pyg_se3.ops.attention_autograd import attention
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.chunked_edge import EdgeSettings
-from pyg_se3.ops.cost import edge_cost, source_cost
+from pyg_se3.ops.cost import (
+    EDGE_CHUNK,
+    SOURCE_CHUNK,
+    edge_cost,
+    source_cost,
+)
 from pyg_se3.ops.edge_autograd import edge_attention, edge_conv
+from pyg_se3.ops.expanded_autograd import expanded_conv
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import PackedWeights, pack_plan
 from pyg_se3.ops.plan import PairWeights, TFNPlan
+from pyg_se3.ops.radial_expansion import RadialExpansion
 from pyg_se3.ops.reference import tfn_conv_reference
 from pyg_se3.ops.source_autograd import source_attention, source_conv
 from pyg_se3.ops.triton_conv import triton_attention, triton_conv
+from pyg_se3.ops.weights_form import weights_attention, weights_conv
 from pyg_se3.so3 import EdgeGeometry
 
 logger = logging.getLogger(__name__)
-
-CPU_CHUNK = 512
-"""Edges per chunk on a CPU, so that the outer products stay in its cache."""
 
 CPU_COLUMNS = 3072
 """Edges times columns of the radial basis per chunk on a CPU, if that makes chunks longer."""
@@ -33,15 +39,24 @@ CPU_COLUMNS = 3072
 CPU_BLOCK = 512
 """Edges per block on a CPU: more share the work on the weights, but compress less well."""
 
-COMPRESSED_EDGES = 128
-"""Fewer edges are not worth finding a basis for: their products take less time than that."""
+FEW_EDGES = 128
+"""Fewer edges are not worth finding a basis for, and the weights of each take little memory."""
 
-COMPRESSED_RANK, PRUNED_RANK, TYPICAL_PADDING = 0.25, 0.6, 1.1
-"""For the choice by cost: what compression leaves of the radial activations for edges sorted by
-length and for edges sorted by source, and slots per edge of the source form."""
+TYPICAL_PADDING = 1.1
+"""Slots per edge of the source form, for the choice by cost."""
 
-CONVOLUTIONS = {"edge": edge_conv, "source": source_conv, "triton": triton_conv}
-ATTENTIONS = {"edge": edge_attention, "source": source_attention, "triton": triton_attention}
+CONVOLUTIONS = {
+    "edge": edge_conv,
+    "source": source_conv,
+    "weights": weights_conv,
+    "triton": triton_conv,
+}
+ATTENTIONS = {
+    "edge": edge_attention,
+    "source": source_attention,
+    "weights": weights_attention,
+    "triton": triton_attention,
+}
 
 WORKSPACE_BYTES = 1 << 29
 """Size of the outer products of one chunk on other devices."""
@@ -57,6 +72,7 @@ def tfn_conv(
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
     tangents: Sequence[Tensor] = (),
+    expansion: RadialExpansion | None = None,
 ) -> Tensor:
     """Messages of a TFN convolution by the kernel that the options name or cost suggests.
 
@@ -73,6 +89,8 @@ def tfn_conv(
             respect to the parameters of their radial MLP. Handing them over says that nothing else
             needs a gradient through the activations; the edge kernel may then compress them in
             the backward pass, too.
+        expansion: the activations as functions of the edge lengths; ``radial`` are its values.
+            Used if :func:`expands_radial` says so.
 
     Returns:
         packed messages ``[E, fiber_out.dim]``.
@@ -84,21 +102,17 @@ def tfn_conv(
     _validate(plan, x, source, radial, geometry)
     if options.kernel == "reference":
         return tfn_conv_reference(plan, x, source, radial, geometry, weights)
-    settings = edge_settings(
-        plan, x.device, geometry.distance.dtype, geometry.num_edges, geometry.runs, options
-    )
+    expands = expansion is not None
+    kernel = "edge" if expands else choose_kernel(plan, x, source.numel(), options)
+    settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
     radial = [g.to(x.dtype) for g in radial]
-    y = CONVOLUTIONS[choose_kernel(plan, x, source, options)](
-        plan,
-        settings,
-        x,
-        source,
-        radial,
-        _wigner(plan, geometry),
-        packed or pack_plan(plan, weights),
-        tangents,
-    )
+    packed = packed or pack_plan(plan, weights)
+    if expansion is not None:
+        y = expanded_conv(plan, settings, x, source, expansion.to(x.dtype), geometry, packed)
+    else:
+        convolve = CONVOLUTIONS[kernel]
+        y = convolve(plan, settings, x, source, radial, geometry, packed, tangents)
     if geometry.undirected is not None:
         y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
     return y
@@ -117,6 +131,7 @@ def tfn_attention(
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
     tangents: Sequence[Tensor] = (),
+    expansion: RadialExpansion | None = None,
 ) -> Tensor:
     """Attention over the messages of :func:`tfn_conv`, which hold values and keys.
 
@@ -133,6 +148,7 @@ def tfn_attention(
         options: how to compute.
         packed: as for :func:`tfn_conv`.
         tangents: as for :func:`tfn_conv`.
+        expansion: as for :func:`tfn_conv`; attention is not fused then.
 
     Returns:
         packed ``[N, shape.value.dim]``; zero for nodes without incoming edges.
@@ -141,15 +157,19 @@ def tfn_attention(
         ValueError: shapes that do not fit the plan.
     """
     options = options or KernelOptions()
-    if not can_fuse_attention(geometry, options):
-        messages = tfn_conv(plan, x, source, radial, geometry, weights, options, packed, tangents)
+    if expansion is not None or not can_fuse_attention(geometry, options):
+        messages = tfn_conv(
+            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
+        )
+        if expansion is not None:
+            query = query.to(messages.dtype)
+            return attention(shape, messages, plan.fiber_out, query, target, EDGE_CHUNK)
         return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     _validate(plan, x, source, radial, geometry)
-    settings = edge_settings(
-        plan, x.device, geometry.distance.dtype, geometry.num_edges, geometry.runs, options
-    )
+    kernel = choose_kernel(plan, x, source.numel(), options)
+    settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
-    return ATTENTIONS[choose_kernel(plan, x, source, options)](
+    return ATTENTIONS[kernel](
         plan,
         settings,
         shape,
@@ -158,28 +178,38 @@ def tfn_attention(
         source,
         target,
         [g.to(x.dtype) for g in radial],
-        _wigner(plan, geometry),
+        geometry,
         packed or pack_plan(plan, weights),
         tangents,
     )
 
 
-def uses_tangents(
-    device: torch.device, geometry: EdgeGeometry, plan: TFNPlan, options: KernelOptions
-) -> bool:
-    """Whether a kernel would make use of tangents of the radial activations."""
+def uses_tangents(plan: TFNPlan, x: Tensor, geometry: EdgeGeometry, options: KernelOptions) -> bool:
+    """Whether the kernel for node features ``x`` makes use of tangents of the activations."""
     return (
-        options.kernel != "reference"
-        and torch.is_grad_enabled()
+        torch.is_grad_enabled()
         and geometry.distance.dtype != torch.float64
-        and _compresses(device, plan, options, geometry.num_edges)
+        and wants_similar_edges(plan, x, geometry.num_edges, options)
     )
 
 
-def wants_similar_edges(plan: TFNPlan, options: KernelOptions) -> bool:
-    """Whether a kernel on the CPU may compress, and so gains from sorted edges."""
-    compress = _compresses(torch.device("cpu"), plan, options, COMPRESSED_EDGES)
-    return options.kernel in ("auto", "edge") and compress
+def expands_radial(geometry: EdgeGeometry, options: KernelOptions) -> bool:
+    """Whether the kernel wants the radial activations expanded in the edge lengths."""
+    return (
+        options.kernel in ("auto", "edge")
+        and torch.is_grad_enabled()
+        and geometry.distance.requires_grad
+        and not torch.compiler.is_compiling()
+    )
+
+
+def wants_similar_edges(plan: TFNPlan, x: Tensor, num_edges: int, options: KernelOptions) -> bool:
+    """Whether the kernel for node features ``x`` compresses, and so gains from sorted edges."""
+    if not _compresses(x.device, plan, options, num_edges):
+        return False
+    if torch.compiler.is_compiling():  # the choice would tie what is compiled to one size
+        return options.kernel in ("auto", "edge")
+    return choose_kernel(plan, x, num_edges, options) == "edge"
 
 
 def can_fuse_attention(geometry: EdgeGeometry, options: KernelOptions) -> bool:
@@ -187,27 +217,32 @@ def can_fuse_attention(geometry: EdgeGeometry, options: KernelOptions) -> bool:
     return options.kernel != "reference" and geometry.undirected is None
 
 
-def _wigner(plan: TFNPlan, geometry: EdgeGeometry) -> tuple[Tensor, ...]:
-    return geometry.wigner[: plan.max_degree + 1]
-
-
 def edge_settings(
     plan: TFNPlan,
-    device: torch.device,
-    dtype: torch.dtype,
-    num_edges: int,
+    kernel: str,
+    like: Tensor,
     runs: tuple[int, ...] | None,
     options: KernelOptions,
 ) -> EdgeSettings:
-    """Settings for edges on a device with geometry of a type, as options and autocast say."""
-    product = dtype
+    """Settings of a kernel, as options and autocast say.
+
+    Args:
+        plan: the convolution.
+        kernel: its name.
+        like: any tensor ``[E, ...]`` of the geometry.
+        runs: see :class:`pyg_se3.so3.EdgeGeometry`.
+        options: how to compute.
+    """
+    product, device, num_edges = like.dtype, like.device, like.shape[0]
     if torch.is_autocast_enabled(device.type):
         product = torch.get_autocast_dtype(device.type)
     compress = _compresses(device, plan, options, num_edges)
     chunk, columns = options.chunk_size, 0
     if chunk is None:
-        if device.type == "cpu":
-            chunk, columns = CPU_CHUNK, CPU_COLUMNS
+        if device.type == "cpu" and kernel == "source":
+            chunk = SOURCE_CHUNK
+        elif device.type == "cpu":
+            chunk, columns = EDGE_CHUNK, CPU_COLUMNS
         else:
             width = sum(c for d, c in plan.fiber_in.items())
             chunk = max(1024, WORKSPACE_BYTES // (2 * product.itemsize * plan.hidden * width))
@@ -226,7 +261,7 @@ def edge_settings(
     )
 
 
-def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptions) -> str:
+def choose_kernel(plan: TFNPlan, x: Tensor, num_edges: int, options: KernelOptions) -> str:
     """Name of the fast kernel that the options ask for or cost suggests.
 
     Grouping the edges by source waits for the device, so on other devices than the CPU the source
@@ -236,11 +271,11 @@ def choose_kernel(plan: TFNPlan, x: Tensor, source: Tensor, options: KernelOptio
     if kernel == "auto":
         kernel = "edge"
         if x.device.type == "cpu":
-            compress = _compresses(x.device, plan, options, source.numel())
-            nodes, edges = min(x.shape[0], source.numel()), source.numel()
-            slots, rank = int(TYPICAL_PADDING * edges), PRUNED_RANK if compress else 1.0
-            by_edge = edge_cost(plan, edges, COMPRESSED_RANK if compress else 1.0)
-            if source_cost(plan, nodes, slots, rank) < by_edge:
+            compress = _compresses(x.device, plan, options, num_edges)
+            nodes, slots = min(x.shape[0], num_edges), int(TYPICAL_PADDING * num_edges)
+            if num_edges < FEW_EDGES:
+                kernel = "weights"
+            elif source_cost(plan, nodes, slots, compress) < edge_cost(plan, num_edges, compress):
                 kernel = "source"
     _log_choice(kernel, x.device.type)
     return kernel
@@ -250,7 +285,7 @@ def _compresses(
     device: torch.device, plan: TFNPlan, options: KernelOptions, num_edges: int
 ) -> bool:
     if options.compress is None:
-        suits = plan.rectified and options.kernel != "triton" and num_edges >= COMPRESSED_EDGES
+        suits = plan.rectified and options.kernel != "triton" and num_edges >= FEW_EDGES
         return suits and device.type == "cpu"
     if options.compress and not plan.rectified:
         raise ValueError(

@@ -36,7 +36,7 @@ def _outer(activations: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     return product.view(edges * components, activations.shape[1] * channels)
 
 
-def _couple(product: Tensor, edges: int, components: int, dtype: torch.dtype) -> Tensor:
+def couple_rows(product: Tensor, edges: int, components: int, dtype: torch.dtype) -> Tensor:
     """Messages ``[e, c, C]`` from products with ``[A | B]``, rows +m and -m."""
     product = product.to(dtype)
     if components == 1:
@@ -50,7 +50,7 @@ def _couple(product: Tensor, edges: int, components: int, dtype: torch.dtype) ->
 def formed_product(activations: Tensor, x: Tensor, matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """:data:`Product` that forms the outer products in memory."""
     rows = _outer(activations, x, dtype) @ matrix.to(dtype)
-    return _couple(rows, x.shape[0], x.shape[1], x.dtype)
+    return couple_rows(rows, x.shape[0], x.shape[1], x.dtype)
 
 
 def _slices(plan: TFNPlan, group: RadialGroup, order: int) -> tuple[slice, slice]:

@@ -19,12 +19,14 @@ from pyg_se3.ops.autograd_tools import (
     flatten_tensors,
     without_autocast,
 )
-from pyg_se3.ops.chunked_edge import EdgeForm, EdgeSettings, Local
+from pyg_se3.ops.chunked_edge import EdgeForm, EdgeSettings
 from pyg_se3.ops.differentiable import attention, convolution, differentiable_backward
 from pyg_se3.ops.edge import pack_blocks
+from pyg_se3.ops.edge_frames import FramePair, edge_frames
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
+from pyg_se3.so3 import EdgeGeometry
 
 
 class EdgeConv(torch.autograd.Function):
@@ -37,25 +39,24 @@ class EdgeConv(torch.autograd.Function):
         plan: TFNPlan,
         settings: EdgeSettings,
         layout: Layout,
+        frames: FramePair,
         tangents: Sequence[Tensor],
         source: Tensor,
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         """Compute chunk by chunk; keep the inputs."""
-        form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
+        form = EdgeForm(plan, settings, frames, *layout.split(tensors), tangents)
         y = x.new_empty(source.numel(), plan.fiber_out.dim)
-        targets = plan.fiber_out.split(y)
         batches = form.batches()
         for block, weights in form.weighted(batches):
             for edges, within in form.chunks(block):
-                gathered = plan.fiber_in.split(x[source[edges]])
-                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                local = form.frames_in.rotate_in(x.index_select(0, source[edges]), edges)
                 outer = form.outer_products(block, within, local, full=False)
                 local = form.messages(block, weights, outer, x)
-                for degree, message in form.rotate_out(plan.fiber_out, local, edges).items():
-                    targets[degree][edges] = message
-        ctx.plan, ctx.settings, ctx.layout, ctx.batches = plan, settings, layout, batches
+                form.frames_out.rotate_out(local, edges, out=y[edges])
+        ctx.plan, ctx.settings, ctx.layout = plan, settings, layout
+        ctx.frames, ctx.batches = frames, batches
         ctx.save_for_backward(source, x, *tensors)
         return y
 
@@ -66,26 +67,24 @@ class EdgeConv(torch.autograd.Function):
         (dy,) = gradients
         source, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[6:]
         if torch.is_grad_enabled():
             convolve = convolution(plan, settings, layout, source)
             again = differentiable_backward(convolve, (x, *tensors), needed, dy)
-            return (None, None, None, None, None, *again)
-        form = EdgeForm(plan, settings, *layout.split(tensors))
+            return (None, None, None, None, None, None, *again)
+        form = EdgeForm(plan, settings, ctx.frames, *layout.split(tensors))
         total = layout.gradients(needed[1:], tensors)
         dx = torch.zeros_like(x)
-        dy_blocks = plan.fiber_out.split(dy)
         for block, work in form.backward(ctx.batches, total):
             for edges, within in form.chunks(block):
                 sources = source[edges]
-                gathered = plan.fiber_in.split(x[sources])
-                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                gathered = x.index_select(0, sources)
+                local = form.frames_in.rotate_in(gathered, edges)
                 outer = form.outer_products(block, within, local, full=True)
-                gradient = {degree: part[edges] for degree, part in dy_blocks.items()}
-                part = work.chunk(edges, within, gathered, local, outer, None, gradient)
-                dx.index_add_(0, sources, pack_blocks(part))
+                part = work.chunk(edges, within, gathered, local, outer, None, dy[edges])
+                dx.index_add_(0, sources, part)
         rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, None, dx, *rest)
+        return (None, None, None, None, None, None, dx, *rest)
 
 
 class EdgeAttention(torch.autograd.Function):
@@ -102,6 +101,7 @@ class EdgeAttention(torch.autograd.Function):
         plan: TFNPlan,
         settings: EdgeSettings,
         layout: Layout,
+        frames: FramePair,
         tangents: Sequence[Tensor],
         shape: AttentionShape,
         source: Tensor,
@@ -111,33 +111,31 @@ class EdgeAttention(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Compute chunk by chunk; keep the inputs."""
-        form = EdgeForm(plan, settings, *layout.split(tensors), tangents)
+        form = EdgeForm(plan, settings, frames, *layout.split(tensors), tangents)
         edges_total, nodes = source.numel(), query.shape[0]
         values = x.new_empty(edges_total, shape.value.dim)
-        value_blocks = shape.value.split(values)
+        value_blocks = shape.split(shape.value, values)
         stored = x.new_empty(edges_total if settings.store else 0, plan.fiber_out.dim)
-        stored_blocks = plan.fiber_out.split(stored)
         logits = x.new_empty(edges_total, shape.heads)
         batches = form.batches()
         for block, weights in form.weighted(batches):
             for edges, within in form.chunks(block):
-                gathered = plan.fiber_in.split(x[source[edges]])
-                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                local = form.frames_in.rotate_in(x.index_select(0, source[edges]), edges)
                 outer = form.outer_products(block, within, local, full=False)
                 local = form.messages(block, weights, outer, x)
-                messages = form.rotate_out(plan.fiber_out, local, edges)
-                queries = shape.key.split(query[target[edges]])
+                out = stored[edges] if settings.store else None
+                packed = form.frames_out.rotate_out(local, edges, out)
+                messages = shape.split(plan.fiber_out, packed)
+                queries = shape.split(shape.key, query.index_select(0, target[edges]))
                 logits[edges] = shape.dot(queries, shape.keys(messages))
                 for degree, value in shape.values(messages).items():
                     value_blocks[degree][edges] = value
-                if settings.store:
-                    for degree, message in messages.items():
-                        stored_blocks[degree][edges] = message
         alpha = segment_softmax(logits.mul_(shape.scale), target, nodes)
         for value in value_blocks.values():
             value.mul_(shape.by_channel(alpha, value))
         output = segment_sum(values, target, nodes)
-        ctx.plan, ctx.settings, ctx.layout, ctx.batches = plan, settings, layout, batches
+        ctx.plan, ctx.settings, ctx.layout = plan, settings, layout
+        ctx.frames, ctx.batches = frames, batches
         ctx.shape = shape
         ctx.save_for_backward(source, target, alpha, output, stored, query, x, *tensors)
         return output
@@ -150,42 +148,41 @@ class EdgeAttention(torch.autograd.Function):
         source, target, alpha, output, stored, query, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
         shape: AttentionShape = ctx.shape
-        needed = ctx.needs_input_grad[7:]
+        needed = ctx.needs_input_grad[8:]
         if torch.is_grad_enabled():
             attend = attention(plan, settings, layout, shape, source, target)
             again = differentiable_backward(attend, (query, x, *tensors), needed, do)
-            return (None, None, None, None, None, None, None, *again)
-        form = EdgeForm(plan, settings, *layout.split(tensors))
+            return (None, None, None, None, None, None, None, None, *again)
+        form = EdgeForm(plan, settings, ctx.frames, *layout.split(tensors))
         total = layout.gradients(needed[2:], tensors)
         dx, dquery = torch.zeros_like(x), torch.zeros_like(query)
         # Per node and head: the output times its gradient.
-        mean = shape.dot(shape.value.split(output), shape.value.split(do))
-        stored_blocks = plan.fiber_out.split(stored)
-        frame: Local | None = None
+        mean = shape.dot(shape.split(shape.value, output), shape.split(shape.value, do))
+        frame: Tensor | None = None
         for block, work in form.backward(ctx.batches, total):
             for edges, within in form.chunks(block):
                 sources, targets = source[edges], target[edges]
-                gathered = plan.fiber_in.split(x[sources])
-                local = form.rotate_in(plan.fiber_in, gathered, edges)
+                gathered = x.index_select(0, sources)
+                local = form.frames_in.rotate_in(gathered, edges)
                 outer = form.outer_products(block, within, local, full=True)
                 if settings.store:
-                    messages = {d: part[edges] for d, part in stored_blocks.items()}
+                    packed = stored[edges]
                 else:
                     frame = form.messages(block, work.weights, outer, x)
-                    messages = form.rotate_out(plan.fiber_out, frame, edges)
-                received = shape.value.split(do[targets])
+                    packed = form.frames_out.rotate_out(frame, edges)
+                messages = shape.split(plan.fiber_out, packed)
+                received = shape.split(shape.value, do.index_select(0, targets))
+                queries = shape.split(shape.key, query.index_select(0, targets))
                 weights = alpha[edges]
                 dalpha = shape.dot(received, shape.values(messages))
-                dlogits = weights * (dalpha - mean[targets]) * shape.scale
+                dlogits = weights * (dalpha - mean.index_select(0, targets)) * shape.scale
                 keys = pack_blocks(shape.weigh(dlogits, shape.keys(messages)))
                 dquery.index_add_(0, targets, keys)
-                gradient = shape.message_gradient(
-                    weights, received, dlogits, shape.key.split(query[targets])
-                )
+                gradient = pack_blocks(shape.message_gradient(weights, received, dlogits, queries))
                 part = work.chunk(edges, within, gathered, local, outer, frame, gradient)
-                dx.index_add_(0, sources, pack_blocks(part))
+                dx.index_add_(0, sources, part)
         rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, None, None, None, dquery, dx, *rest)
+        return (None, None, None, None, None, None, None, None, dquery, dx, *rest)
 
 
 def edge_conv(
@@ -194,14 +191,16 @@ def edge_conv(
     x: Tensor,
     source: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` in the edge form; see :class:`EdgeConv`."""
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
+    frames = edge_frames(plan, wigner, geometry.shared)
     flat = flatten_tensors(radial, wigner, packed, layout)
-    return EdgeConv.apply(plan, settings, layout, tangents, source, x, *flat)
+    return EdgeConv.apply(plan, settings, layout, frames, tangents, source, x, *flat)
 
 
 def edge_attention(
@@ -213,13 +212,15 @@ def edge_attention(
     source: Tensor,
     target: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
 ) -> Tensor:
     """Packed attention ``[N, value.dim]`` in the edge form; see :class:`EdgeAttention`."""
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
+    frames = edge_frames(plan, wigner, geometry.shared)
     flat = flatten_tensors(radial, wigner, packed, layout)
     return EdgeAttention.apply(
-        plan, settings, layout, tangents, shape, source, target, query, x, *flat
+        plan, settings, layout, frames, tangents, shape, source, target, query, x, *flat
     )

@@ -15,7 +15,7 @@ MIN_CELL = 32
 MAX_KINDS = 16
 """With more kinds of edges, dividing them well is not worth its time."""
 
-BLOCK_OVERHEAD = 250.0
+BLOCK_OVERHEAD = 150.0
 """What a block costs besides its edges, in edges."""
 
 MAX_RANK = 16.0

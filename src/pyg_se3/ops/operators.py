@@ -19,9 +19,11 @@ from pyg_se3.ops import dispatch
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import Layout
 from pyg_se3.ops.edge_autograd import EdgeAttention, EdgeConv
+from pyg_se3.ops.edge_frames import edge_frames
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import PackedWeights, pack_plan
 from pyg_se3.ops.plan import PairWeights, TFNPlan
+from pyg_se3.ops.radial_expansion import RadialExpansion
 from pyg_se3.ops.source_autograd import SourceAttention, SourceConv
 from pyg_se3.ops.source_schedule import source_schedule
 from pyg_se3.so3 import EdgeGeometry
@@ -37,11 +39,12 @@ def tfn_conv(
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
     tangents: Sequence[Tensor] = (),
+    expansion: RadialExpansion | None = None,
 ) -> Tensor:
     """Messages of a TFN convolution, see :func:`pyg_se3.ops.dispatch.tfn_conv`."""
     if _is_eager(options):
         return dispatch.tfn_conv(
-            plan, x, source, radial, geometry, weights, options, packed, tangents
+            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
         )
     codes = plan.code, (options or KernelOptions()).code, ""
     wigner = geometry.wigner[: plan.max_degree + 1]
@@ -62,6 +65,7 @@ def tfn_attention(
     options: KernelOptions | None = None,
     packed: PackedWeights | None = None,
     tangents: Sequence[Tensor] = (),
+    expansion: RadialExpansion | None = None,
 ) -> Tensor:
     """Attention over messages, see :func:`pyg_se3.ops.dispatch.tfn_attention`."""
     if _is_eager(options):
@@ -78,6 +82,7 @@ def tfn_attention(
             options,
             packed,
             tangents,
+            expansion,
         )
     codes = plan.code, (options or KernelOptions()).code, shape.code
     wigner = geometry.wigner[: plan.max_degree + 1]
@@ -87,7 +92,7 @@ def tfn_attention(
 
 def _is_eager(options: KernelOptions | None) -> bool:
     """Whether the kernel runs as it is: no compiler is at work, or it can look into the kernel."""
-    transparent = options is not None and options.kernel in ("reference", "triton")
+    transparent = options is not None and options.kernel in ("reference", "weights", "triton")
     return transparent or not torch.compiler.is_compiling()
 
 
@@ -248,19 +253,20 @@ def _call(
             "compiled models do not take edges of zero length; remove self-loops and "
             "coinciding nodes, or do not compile"
         )
+    kernel = dispatch.choose_kernel(problem, x, index[0].numel(), how)
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
-        settings = dispatch.edge_settings(
-            problem, x.device, wigner[0].dtype, index[0].numel(), None, how
-        )
-    by_source = dispatch.choose_kernel(problem, x, index[0], how) == "source"
-    schedule = [source_schedule(index[0], x.shape[0], settings.chunk_size)] if by_source else []
-    layout = Layout.of(radial, wigner, packed)
-    head: list[Any] = [problem, settings, *schedule, layout, tangents]
+        settings = dispatch.edge_settings(problem, kernel, wigner[0], None, how)
+    layout, frames = Layout.of(radial, wigner, packed), edge_frames(problem, wigner)
+    head: list[Any] = [problem, settings, layout]
+    if kernel == "source":
+        head += [frames[1], source_schedule(index[0], x.shape[0], settings.chunk_size)]
+    else:
+        head += [frames, tangents]
     if attention:
-        function: Any = SourceAttention if by_source else EdgeAttention
+        function: Any = SourceAttention if kernel == "source" else EdgeAttention
         head += [attention, *index]
     else:
-        function = SourceConv if by_source else EdgeConv
+        function = SourceConv if kernel == "source" else EdgeConv
         head += index
     dtype = wigner[0].dtype
     given = [tensor.to(dtype) for tensor in (*query, x, *rest)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, get_args
 
-Kernel = Literal["auto", "reference", "edge", "source", "triton"]
+Kernel = Literal["auto", "reference", "edge", "source", "weights", "triton"]
 Memory = Literal["low", "default", "fast"]
 
 
@@ -17,17 +17,19 @@ class KernelOptions:
 
     Args:
         kernel: ``edge`` works edge by edge in the edge frame, ``source`` applies the weights per
-            source node first, ``reference`` is the slow literal formula, ``triton`` the edge form
-            with a kernel of its own for CUDA devices; ``auto`` chooses between the first two by
-            cost.
-        compress: let the edge kernel prune and compress radial activations, to ``tolerance``.
-            ``None`` decides by device and precision (on for CPU and float32).
+            source node first, ``weights`` makes the weights of every edge first, ``reference`` is
+            the slow literal formula, ``triton`` the edge form with a kernel of its own for CUDA
+            devices; ``auto`` chooses among the first three by cost.
+        compress: let the edge kernel prune and compress radial activations, to ``tolerance``, and
+            the source and weights kernels prune them. ``None`` decides by device and number of
+            edges (on for CPU and more than a few).
         tolerance: relative error that compression may make in the radial activations.
         chunk_size: edges worked on at a time; ``None`` chooses by device.
         memory: what the backward pass computes again instead of storing: ``default`` keys and
             values, norms and radial MLPs; ``low`` whole layers; ``fast`` nothing of these (the
-            source kernel computes keys and values again in any case).
-        fast: compute the gradient of the radial activations with bfloat16 products.
+            source kernel computes keys and values again in any case, the weights kernel never).
+        fast: compute the gradient of the radial activations with bfloat16 products in the edge and
+            source kernels.
 
     Raises:
         ValueError: an option has a value that does not exist.

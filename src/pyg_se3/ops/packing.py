@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.plan import PairWeights, RadialGroup, TFNPlan, num_frequencies
+from pyg_se3.fiber import Fiber
+from pyg_se3.ops.plan import Pair, PairWeights, RadialGroup, TFNPlan, num_frequencies
 from pyg_se3.so3 import clebsch_gordan
 from pyg_se3.so3.constants import traceable_constant
 
@@ -36,51 +40,132 @@ def _frame_coefficients(
     return table.to(device=device, dtype=dtype)
 
 
-def pack_weights(group: RadialGroup, weights: PairWeights) -> list[Tensor]:
-    r"""Weights of a group as one matrix per ``|m|``, differentiable.
+@dataclass(frozen=True)
+class _Place:
+    """Where the coupling of a degree pair by ``A_m``, or by ``A_m`` and ``B_m``, lies.
+
+    Attributes:
+        parts: rows of the pair's weight after mixing.
+        order: ``|m|``, which matrix.
+        rows: the input degree's channels among its rows.
+        columns: the output degree's channels among its columns.
+    """
+
+    parts: slice
+    order: int
+    rows: slice
+    columns: slice
+
+
+@cache
+def _places(plan: TFNPlan, group: RadialGroup) -> dict[Pair, tuple[_Place, ...]]:
+    def within(fiber: Fiber, degrees: tuple[int, ...], degree: int, order: int) -> slice:
+        start = sum(fiber[d] for d in degrees if order <= d < degree)
+        return slice(start, start + fiber[degree])
+
+    return {
+        (degree_in, degree_out): tuple(
+            _Place(
+                slice(0, 1) if m == 0 else slice(2 * m - 1, 2 * m + 1),
+                m,
+                within(plan.fiber_in, group.degrees_in, degree_in, m),
+                within(plan.fiber_out, group.degrees_out, degree_out, m),
+            )
+            for m in range(min(degree_in, degree_out) + 1)
+        )
+        for degree_in, degree_out in group.pairs
+    }
+
+
+@cache
+def _matrix_shapes(plan: TFNPlan, group: RadialGroup) -> tuple[tuple[int, int, int, int], ...]:
+    """For every ``|m|`` of a group ``(H, C_in(m), 1 or 2 parts, C_out(m))``."""
+    return tuple(
+        (
+            plan.hidden,
+            sum(plan.fiber_in[d] for d in group.degrees_in if d >= m),
+            2 if m else 1,
+            sum(plan.fiber_out[d] for d in group.degrees_out if d >= m),
+        )
+        for m in range(group.max_order + 1)
+    )
+
+
+def _mix(table: Tensor, weight: Tensor) -> Tensor:
+    """Combine the rows of a pair's weight."""
+    # Autocast would round weights that may be kept for later calls.
+    with torch.autocast(weight.device.type, enabled=False):
+        return (table @ weight.flatten(1)).view(weight.shape)
+
+
+class _Pack(torch.autograd.Function):
+    """A group's weights by degree pair to one matrix per ``|m|``, in one pass over them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: TFNPlan, group: RadialGroup, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Mix what each pair has by J, and put it in its places."""
+        ctx.plan, ctx.group = plan, group
+        packed = [weights[0].new_empty(shape) for shape in _matrix_shapes(plan, group)]
+        for (pair, places), weight in zip(_places(plan, group).items(), weights, strict=True):
+            table = _frame_coefficients(*pair, weight.dtype, weight.device)
+            mixed = _mix(table, weight)
+            for place in places:
+                target = packed[place.order][:, place.rows, :, place.columns]
+                target.copy_(mixed[place.parts].permute(1, 2, 0, 3))
+        return tuple(matrix.flatten(2).flatten(0, 1) for matrix in packed)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The transpose."""
+        return None, None, *_Unpack.apply(ctx.plan, ctx.group, *gradients)
+
+
+class _Unpack(torch.autograd.Function):
+    """Transpose of :class:`_Pack`."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: TFNPlan, group: RadialGroup, *packed: Tensor) -> tuple[Tensor, ...]:
+        """Take each pair's part out of its places, and mix."""
+        ctx.plan, ctx.group = plan, group
+        shapes = _matrix_shapes(plan, group)
+        matrices = [matrix.view(shape) for matrix, shape in zip(packed, shapes, strict=True)]
+        weights = []
+        for pair, places in _places(plan, group).items():
+            mixed = packed[0].new_empty(plan.weight_shape(pair))
+            for place in places:
+                part = matrices[place.order][:, place.rows, :, place.columns]
+                mixed[place.parts].copy_(part.permute(2, 0, 1, 3))
+            table = _frame_coefficients(*pair, mixed.dtype, mixed.device)
+            weights.append(_mix(table.T, mixed))
+        return tuple(weights)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The transpose of the transpose."""
+        return None, None, *_Pack.apply(ctx.plan, ctx.group, *gradients)
+
+
+PackedWeights = tuple[tuple[Tensor, ...], ...]
+"""Per group of a plan, per ``|m|``: matrices as :func:`pack_plan` makes them."""
+
+
+def pack_plan(plan: TFNPlan, weights: PairWeights) -> PackedWeights:
+    r"""Weights as one matrix per group and ``|m|``, differentiable, in the weights' precision.
 
     Row ``(h, l, i)`` takes activation h of channel i of input degree l; the columns hold
     :math:`A_m` and, for m > 0, then :math:`B_m`, each over ``(k, o)``. Only degrees of at least
     ``|m|`` appear.
 
     Args:
-        group: the degree pairs.
-        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}`` with at least the group's pairs.
+        plan: the convolution.
+        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
 
     Returns:
-        for m = 0, 1, ..: ``[H * C_in(m), C_out(m)]``, for m > 0 ``[H * C_in(m), 2 * C_out(m)]``,
-        with ``C(m)`` the channels of all degrees >= m.
+        per group for m = 0, 1, ..: ``[H * C_in(m), C_out(m)]``, for m > 0
+        ``[H * C_in(m), 2 * C_out(m)]``, with ``C(m)`` the channels of the group's degrees >= m.
     """
-    mixed = {}
-    for pair in group.pairs:
-        weight = weights[pair]
-        table = _frame_coefficients(*pair, weight.dtype, weight.device)
-        mixed[pair] = (table @ weight.flatten(1)).view(weight.shape)
-    packed = []
-    for m in range(group.max_order + 1):
-        parts = slice(0, 1) if m == 0 else slice(2 * m - 1, 2 * m + 1)
-        rows = []
-        for degree_in in group.degrees_in:
-            if degree_in < m:
-                continue
-            blocks = [
-                mixed[degree_in, degree_out][parts].permute(1, 2, 0, 3)
-                for degree_out in group.degrees_out
-                if degree_out >= m
-            ]
-            rows.append(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1))
-        stacked = rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-        packed.append(stacked.flatten(2).flatten(0, 1).contiguous())
-    return packed
-
-
-PackedWeights = tuple[tuple[Tensor, ...], ...]
-"""Per group of a plan, per ``|m|``: the matrices of :func:`pack_weights`."""
-
-
-def pack_plan(plan: TFNPlan, weights: PairWeights) -> PackedWeights:
-    """:func:`pack_weights` for every group of a plan, in the precision of the weights."""
-    device = next(iter(weights.values())).device.type
-    # Under autocast the small product here would round weights that may be kept for later calls.
-    with torch.autocast(device, enabled=False):
-        return tuple(tuple(pack_weights(group, weights)) for group in plan.groups)
+    return tuple(
+        _Pack.apply(plan, group, *(weights[pair] for pair in group.pairs)) for group in plan.groups
+    )

@@ -22,11 +22,13 @@ from pyg_se3.ops.autograd_tools import (
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.differentiable import attention, convolution, differentiable_backward
 from pyg_se3.ops.edge import pack_blocks
+from pyg_se3.ops.edge_frames import EdgeFrames
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
-from pyg_se3.ops.source import SourceBlockBackward, SourceForm
-from pyg_se3.ops.source_schedule import SourceSchedule, source_schedule
+from pyg_se3.ops.source import ALL, SourceBackward, SourceForm
+from pyg_se3.ops.source_schedule import SourceSchedule, shared_schedule
+from pyg_se3.so3 import EdgeGeometry
 
 
 class SourceConv(torch.autograd.Function):
@@ -38,26 +40,23 @@ class SourceConv(torch.autograd.Function):
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
-        schedule: SourceSchedule,
         layout: Layout,
-        tangents: Sequence[Tensor],
+        frames: EdgeFrames,
+        schedule: SourceSchedule,
         source: Tensor,
         x: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         """Compute chunk by chunk; keep the inputs."""
-        form = SourceForm(plan, settings, schedule, *layout.split(tensors), tangents)
+        form = SourceForm(plan, settings, frames, *layout.split(tensors))
         y = x.new_empty(source.numel(), plan.fiber_out.dim)
-        blocks = form.blocks()
-        for block in blocks:
-            weights = form.weights(block.bases, settings.product_dtype)
-            for chunk in block.chunks:
-                given = form.inputs(block, chunk, x, block.values)
-                found = form.messages(chunk, given, weights)
-                messages = pack_blocks(form.rotate_out(chunk, given, found))
-                y.index_copy_(0, chunk.real(chunk.edges), chunk.real(messages))
+        weights = form.weights()
+        for chunk in schedule.chunks:
+            given = form.inputs(chunk, x)
+            local = form.messages(chunk, given, weights)
+            y.index_copy_(0, chunk.edges, given.frames.rotate_out(local, ALL))
         ctx.plan, ctx.settings, ctx.layout = plan, settings, layout
-        ctx.schedule, ctx.blocks = schedule, blocks
+        ctx.frames, ctx.schedule = frames, schedule
         ctx.save_for_backward(source, x, *tensors)
         return y
 
@@ -72,19 +71,17 @@ class SourceConv(torch.autograd.Function):
         if torch.is_grad_enabled():
             convolve = convolution(plan, settings, layout, source)
             again = differentiable_backward(convolve, (x, *tensors), needed, dy)
-            return (None, None, None, None, None, None, *again)
-        form = SourceForm(plan, settings, ctx.schedule, *layout.split(tensors))
+            return (*[None] * 6, *again)
+        form = SourceForm(plan, settings, ctx.frames, *layout.split(tensors))
         total = layout.gradients(needed[1:], tensors)
         dx = torch.zeros_like(x)
-        for block in ctx.blocks:
-            work = SourceBlockBackward(form, block, total)
-            for chunk in block.chunks:
-                given = form.inputs(block, chunk, x, block.values)
-                gradient = plan.fiber_out.split(dy.index_select(0, chunk.edges))
-                work.chunk(chunk, given, gradient, dx)
-            work.finish()
+        work = SourceBackward(form, total)
+        for chunk in ctx.schedule.chunks:
+            gradient = chunk.without_padding(dy.index_select(0, chunk.edges))
+            work.chunk(chunk, form.inputs(chunk, x), gradient, dx)
+        work.finish()
         rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, None, None, dx, *rest)
+        return (*[None] * 6, dx, *rest)
 
 
 def source_conv(
@@ -93,10 +90,9 @@ def source_conv(
     x: Tensor,
     source: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
-    schedule: SourceSchedule | None = None,
 ) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` in the source-node form; see :class:`SourceConv`.
 
@@ -106,15 +102,16 @@ def source_conv(
         x: packed node features ``[N, fiber_in.dim]``.
         source: source node of every edge ``[E]``, in any order.
         radial: per group activations ``[E, H]``.
-        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        geometry: of the edges.
         packed: weights of the plan.
-        tangents: as for :func:`pyg_se3.ops.tfn_conv`.
-        schedule: of the sources, if at hand; made here otherwise.
+        tangents: not used, as the source form does not compress.
     """
-    schedule = schedule or source_schedule(source, x.shape[0], settings.chunk_size)
+    schedule = shared_schedule(source, x.shape[0], settings.chunk_size, geometry.shared)
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
     flat = flatten_tensors(radial, wigner, packed, layout)
-    return SourceConv.apply(plan, settings, schedule, layout, tangents, source, x, *flat)
+    frames = EdgeFrames.of(plan.fiber_out, plan.max_order, wigner, geometry.shared)
+    return SourceConv.apply(plan, settings, layout, frames, schedule, source, x, *flat)
 
 
 class SourceAttention(torch.autograd.Function):
@@ -131,9 +128,9 @@ class SourceAttention(torch.autograd.Function):
         ctx: Any,
         plan: TFNPlan,
         settings: EdgeSettings,
-        schedule: SourceSchedule,
         layout: Layout,
-        tangents: Sequence[Tensor],
+        frames: EdgeFrames,
+        schedule: SourceSchedule,
         shape: AttentionShape,
         source: Tensor,
         target: Tensor,
@@ -142,30 +139,27 @@ class SourceAttention(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Compute chunk by chunk; keep the inputs."""
-        form = SourceForm(plan, settings, schedule, *layout.split(tensors), tangents)
-        nodes = query.shape[0]
-        # By position in the schedule: chunks write consecutive rows.
-        receiver = target.index_select(0, schedule.order)
+        form = SourceForm(plan, settings, frames, *layout.split(tensors))
         values = x.new_empty(source.numel(), shape.value.dim)
         logits = x.new_empty(source.numel(), shape.heads)
-        blocks = form.blocks()
-        for block in blocks:
-            weights = form.weights(block.bases, settings.product_dtype)
-            for chunk in block.chunks:
-                given = form.inputs(block, chunk, x, block.values)
-                found = form.rotate_out(chunk, given, form.messages(chunk, given, weights))
-                messages = {degree: chunk.real(part) for degree, part in found.items()}
-                queries = query.index_select(0, receiver[chunk.span])
-                logits[chunk.span] = shape.dot(shape.key.split(queries), shape.keys(messages))
-                value_blocks = shape.value.split(values[chunk.span])
-                for degree, value in shape.values(messages).items():
-                    value_blocks[degree].copy_(value)
-        alpha = segment_softmax(logits.mul_(shape.scale), receiver, nodes)
-        for value in shape.value.split(values).values():
+        value_blocks = shape.split(shape.value, values)
+        weights = form.weights()
+        for chunk in schedule.chunks:
+            given = form.inputs(chunk, x)
+            local = form.messages(chunk, given, weights)
+            packed = given.frames.rotate_out(local, ALL)
+            messages = shape.split(plan.fiber_out, packed)
+            targets = target.index_select(0, chunk.edges)
+            queries = shape.split(shape.key, query.index_select(0, targets))
+            logits.index_copy_(0, chunk.edges, shape.dot(queries, shape.keys(messages)))
+            for degree, value in shape.values(messages).items():
+                value_blocks[degree].index_copy_(0, chunk.edges, value)
+        alpha = segment_softmax(logits.mul_(shape.scale), target, query.shape[0])
+        for value in value_blocks.values():
             value.mul_(shape.by_channel(alpha, value))
-        output = segment_sum(values, receiver, nodes)
+        output = segment_sum(values, target, query.shape[0])
         ctx.plan, ctx.settings, ctx.layout, ctx.shape = plan, settings, layout, shape
-        ctx.schedule, ctx.blocks = schedule, blocks
+        ctx.frames, ctx.schedule = frames, schedule
         ctx.save_for_backward(source, target, alpha, output, query, x, *tensors)
         return output
 
@@ -177,37 +171,35 @@ class SourceAttention(torch.autograd.Function):
         source, target, alpha, output, query, x, *tensors = ctx.saved_tensors
         plan, settings, layout = ctx.plan, ctx.settings, ctx.layout
         shape: AttentionShape = ctx.shape
-        schedule: SourceSchedule = ctx.schedule
         needed = ctx.needs_input_grad[8:]
         if torch.is_grad_enabled():
             attend = attention(plan, settings, layout, shape, source, target)
             again = differentiable_backward(attend, (query, x, *tensors), needed, do)
-            return (None, None, None, None, None, None, None, None, *again)
-        form = SourceForm(plan, settings, schedule, *layout.split(tensors))
+            return (*[None] * 8, *again)
+        form = SourceForm(plan, settings, ctx.frames, *layout.split(tensors))
         total = layout.gradients(needed[2:], tensors)
         dx, dquery = torch.zeros_like(x), torch.zeros_like(query)
         # Per node and head: the output times its gradient.
-        mean = shape.dot(shape.value.split(output), shape.value.split(do))
-        alpha = torch.cat([alpha, alpha.new_zeros(1, shape.heads)])  # for the padding
-        for block in ctx.blocks:
-            work = SourceBlockBackward(form, block, total)
-            for chunk in block.chunks:
-                given = form.inputs(block, chunk, x, block.values)
-                found = form.messages(chunk, given, work.weights)
-                messages = form.rotate_out(chunk, given, found)
-                targets = target.index_select(0, chunk.edges)
-                received = shape.value.split(do.index_select(0, targets))
-                queries = shape.key.split(query.index_select(0, targets))
-                weights = alpha.index_select(0, chunk.sorted_edges)
-                dalpha = shape.dot(received, shape.values(messages))
-                dlogits = weights * (dalpha - mean.index_select(0, targets)) * shape.scale
-                keys = pack_blocks(shape.weigh(dlogits, shape.keys(messages)))
-                dquery.index_add_(0, targets, keys)
-                gradient = shape.message_gradient(weights, received, dlogits, queries)
-                work.chunk(chunk, given, gradient, dx, found)
-            work.finish()
+        mean = shape.dot(shape.split(shape.value, output), shape.split(shape.value, do))
+        work = SourceBackward(form, total)
+        for chunk in ctx.schedule.chunks:
+            given = form.inputs(chunk, x)
+            local = form.messages(chunk, given, work.weights)
+            packed = given.frames.rotate_out(local, ALL)
+            messages = shape.split(plan.fiber_out, packed)
+            targets = target.index_select(0, chunk.edges)
+            received = shape.split(shape.value, do.index_select(0, targets))
+            queries = shape.split(shape.key, query.index_select(0, targets))
+            weights = chunk.without_padding(alpha.index_select(0, chunk.edges))
+            dalpha = shape.dot(received, shape.values(messages))
+            dlogits = weights * (dalpha - mean.index_select(0, targets)) * shape.scale
+            keys = pack_blocks(shape.weigh(dlogits, shape.keys(messages)))
+            dquery.index_add_(0, targets, keys)
+            gradient = pack_blocks(shape.message_gradient(weights, received, dlogits, queries))
+            work.chunk(chunk, given, gradient, dx, local)
+        work.finish()
         rest = flatten_tensors(total.radial, total.wigner, total.packed, layout)
-        return (None, None, None, None, None, None, None, None, dquery, dx, *rest)
+        return (*[None] * 8, dquery, dx, *rest)
 
 
 def source_attention(
@@ -219,10 +211,9 @@ def source_attention(
     source: Tensor,
     target: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
-    schedule: SourceSchedule | None = None,
 ) -> Tensor:
     """Packed attention ``[N, value.dim]`` in the source-node form; see :class:`SourceAttention`.
 
@@ -235,14 +226,15 @@ def source_attention(
         source: source node of every edge ``[E]``, in any order.
         target: receiving node of every edge ``[E]``.
         radial: per group activations ``[E, H]``.
-        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        geometry: of the edges.
         packed: weights of the plan.
-        tangents: as for :func:`pyg_se3.ops.tfn_conv`.
-        schedule: of the sources, if at hand; made here otherwise.
+        tangents: not used, as the source form does not compress.
     """
-    schedule = schedule or source_schedule(source, x.shape[0], settings.chunk_size)
+    schedule = shared_schedule(source, x.shape[0], settings.chunk_size, geometry.shared)
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
     flat = flatten_tensors(radial, wigner, packed, layout)
+    frames = EdgeFrames.of(plan.fiber_out, plan.max_order, wigner, geometry.shared)
     return SourceAttention.apply(
-        plan, settings, schedule, layout, tangents, shape, source, target, query, x, *flat
+        plan, settings, layout, frames, schedule, shape, source, target, query, x, *flat
     )

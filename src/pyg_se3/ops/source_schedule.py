@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,23 +22,20 @@ class SourceChunk:
 
     Attributes:
         nodes: source node of every row ``[n]``.
-        edges: edge of every slot ``[n * d]``; padding repeats some edge of the row.
-        sorted_edges: the same as positions in :attr:`SourceSchedule.order`; padding is ``E``.
-        valid: slots that are not padding, ``None`` if all are.
+        edges: edge of every slot ``[n * d]``; padding repeats an edge of the row, so that it
+            computes what is there already and needs a gradient of 0.
+        padding: slots that are padding, ``None`` if there are none.
         length: slots per row, d.
-        span: positions of the edges in the schedule's order.
     """
 
     nodes: Tensor
     edges: Tensor
-    sorted_edges: Tensor
-    valid: Tensor | None
+    padding: Tensor | None
     length: int
-    span: slice
 
-    def real(self, slots: Tensor) -> Tensor:
-        """Values ``[n * d, ...]`` by slot without those of the padding."""
-        return slots if self.valid is None else slots.index_select(0, self.valid)
+    def without_padding(self, slots: Tensor) -> Tensor:
+        """Values ``[n * d, ...]`` by slot, set to 0 in place for the padding."""
+        return slots if self.padding is None else slots.index_fill_(0, self.padding, 0)
 
     @property
     def num_rows(self) -> int:
@@ -54,11 +53,9 @@ class SourceSchedule:
     """All edges of a graph in chunks; depends on the sources only, so layers may share it.
 
     Attributes:
-        order: the edges in the order of the chunks ``[E]``.
         chunks: see :class:`SourceChunk`; longest rows first.
     """
 
-    order: Tensor
     chunks: tuple[SourceChunk, ...]
 
     @property
@@ -103,20 +100,29 @@ def source_schedule(source: Tensor, num_nodes: int, chunk_size: int) -> SourceSc
     ends = after.tolist()
     for first, stop, length in _ranges(lengths, chunk_size):
         end = ends[stop - 1]
-        positions = padded = slots[begin:end]
-        valid = None
+        positions, padding = slots[begin:end], None
         if (stop - first) * length != end - begin:
             own, offset = before[first:stop, None], slots[:length]
             inside = offset < lengths[first:stop, None]
             positions = torch.where(inside, own + offset, own).flatten()
-            padded = positions.masked_fill(~inside.flatten(), total)
-            row = torch.arange(stop - first, device=device) * length - (before[first:stop] - begin)
-            valid = slots[: end - begin] + row.repeat_interleave(lengths[first:stop])
-        span = slice(begin, end)
-        rows = nodes[first:stop]
-        chunks.append(SourceChunk(rows, order[positions], padded, valid, length, span))
+            padding = (~inside.flatten()).nonzero().squeeze(-1)
+        chunks.append(SourceChunk(nodes[first:stop], order[positions], padding, length))
         begin = end
-    return SourceSchedule(order, tuple(chunks))
+    return SourceSchedule(tuple(chunks))
+
+
+def shared_schedule(
+    source: Tensor, num_nodes: int, chunk_size: int, shared: MutableMapping[Hashable, Any]
+) -> SourceSchedule:
+    """:func:`source_schedule`, kept in ``shared`` for other layers on the same edges."""
+    key = source_schedule, num_nodes, chunk_size
+    if key in shared:
+        known, schedule = shared[key]
+        if torch.equal(known, source):
+            return schedule
+    schedule = source_schedule(source, num_nodes, chunk_size)
+    shared[key] = source, schedule
+    return schedule
 
 
 def _ranges(lengths: Tensor, chunk_size: int) -> list[tuple[int, int, int]]:

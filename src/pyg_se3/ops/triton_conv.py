@@ -26,6 +26,7 @@ from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
 from pyg_se3.ops.triton_product import require_triton, triton_product
+from pyg_se3.so3 import EdgeGeometry
 
 
 class _Convolution:
@@ -234,7 +235,7 @@ def triton_conv(
     x: Tensor,
     source: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
 ) -> Tensor:
@@ -246,7 +247,7 @@ def triton_conv(
         x: packed node features ``[N, fiber_in.dim]``.
         source: source node of every edge ``[E]``.
         radial: per group ``[E, H]``.
-        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        geometry: of the edges.
         packed: weights of the plan.
         tangents: for compression, which this kernel has not.
 
@@ -256,7 +257,8 @@ def triton_conv(
     """
     _check(settings, x)
     if torch.compiler.is_compiling():
-        return _traced_messages(plan, settings, x, source, radial, wigner, packed)
+        return _traced_messages(plan, settings, x, source, radial, geometry, packed)
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
     return TritonConv.apply(
         plan, settings, layout, source, x, *flatten_tensors(radial, wigner, packed, layout)
@@ -272,7 +274,7 @@ def triton_attention(
     source: Tensor,
     target: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
     tangents: Sequence[Tensor] = (),
 ) -> Tensor:
@@ -287,7 +289,7 @@ def triton_attention(
         source: source node of every edge ``[E]``.
         target: receiving node of every edge ``[E]``.
         radial: per group ``[E, H]``.
-        wigner: per degree ``[E, 2l+1, 2l+1]``.
+        geometry: of the edges.
         packed: weights of the plan.
         tangents: for compression, which this kernel has not.
 
@@ -297,9 +299,10 @@ def triton_attention(
     """
     _check(settings, x)
     if torch.compiler.is_compiling():
-        messages = _traced_messages(plan, settings, x, source, radial, wigner, packed)
+        messages = _traced_messages(plan, settings, x, source, radial, geometry, packed)
         with torch.autocast(x.device.type, enabled=False):
             return shape.attend(messages, plan.fiber_out, query, target)
+    wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
     flat = flatten_tensors(radial, wigner, packed, layout)
     return TritonAttention.apply(plan, settings, layout, shape, source, target, query, x, *flat)
@@ -311,12 +314,13 @@ def _traced_messages(
     x: Tensor,
     source: Tensor,
     radial: Sequence[Tensor],
-    wigner: Sequence[Tensor],
+    geometry: EdgeGeometry,
     packed: PackedWeights,
 ) -> Tensor:
     """All messages in one graph: the compiler chooses what to rebuild in the backward pass."""
     dtype = settings.product_dtype
     with torch.autocast(x.device.type, enabled=False):
+        wigner = geometry.wigner[: plan.max_degree + 1]
         return edge_form(plan, x[source], radial, wigner, packed, dtype, triton_product)
 
 

@@ -7,8 +7,9 @@ an edge's geometry is its length and the Wigner-D matrices of that rotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,7 @@ class EdgeGeometry:
         undirected: indices of the edges of zero length, or ``None`` if there is none.
         runs: ``0, .., E``, where runs of similar edges begin and end, for kernels to make use of;
             empty if edges are sorted, but not divided, ``None`` if they are in any order.
+        shared: what kernels derived from this geometry, kept for other layers; without gradient.
     """
 
     vectors: Tensor
@@ -128,6 +130,7 @@ class EdgeGeometry:
     wigner: tuple[Tensor, ...]
     undirected: Tensor | None = None
     runs: tuple[int, ...] | None = None
+    shared: dict[Hashable, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @classmethod
     def from_vectors(
@@ -180,11 +183,13 @@ class EdgeGeometry:
 
     def detach_directions(self) -> EdgeGeometry:
         """The same numbers; only the distance keeps its gradient."""
-        return replace(
+        detached = replace(
             self,
             vectors=self.vectors.detach(),
             wigner=tuple(matrix.detach() for matrix in self.wigner),
         )
+        detached.shared.update(self.shared)
+        return detached
 
     def to(self, *args: object, **kwargs: object) -> EdgeGeometry:
         """Convert as ``Tensor.to`` does; indices keep their type."""

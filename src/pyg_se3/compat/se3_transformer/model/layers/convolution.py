@@ -254,7 +254,7 @@ class ConvSE3(nn.Module):
                 f"edge features of degree 0 have {context.invariants.shape[1]} channels with the "
                 f"distance, expected {self.fiber_edge[0] + 1}"
             )
-        sketch = uses_tangents(x.device, context.geometry, self.plan, self.kernel_options)
+        sketch = uses_tangents(self.plan, x, context.geometry, self.kernel_options)
         profiles: Iterable[nn.Module] = [
             conv.radial_func.hidden_layers() for _, conv in self.radial_pieces()
         ]
