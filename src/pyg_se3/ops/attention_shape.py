@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pyg_se3.fiber import Fiber
-from pyg_se3.ops.chunked_edge import Blocks
 from pyg_se3.ops.edge import pack_blocks
 from pyg_se3.ops.segment import segment_softmax, segment_sum
 from pyg_se3.so3.constants import traceable_constant
+
+Blocks = dict[int, Tensor]
+"""Features by degree, ``{l: [e, 2l+1, C_l]}``, or see :meth:`AttentionShape.split`."""
 
 
 @traceable_constant(lambda channels, heads: (channels, heads))

@@ -24,13 +24,6 @@ from pyg_se3.ops.frame_rotation import channel_slices
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
 from pyg_se3.ops.stacked_bases import ProductSums, StackedBases
 
-Blocks = dict[int, Tensor]
-"""Features of a chunk of edges by degree, ``{l: [e, 2l+1, C_l]}``."""
-
-Local = dict[int, Tensor]
-"""The same in the edge frame, without components that do not couple:
-``{l: [e, 2 min(l, max_order) + 1, C_l]}``."""
-
 
 @dataclass(frozen=True)
 class EdgeSettings:
@@ -434,8 +427,9 @@ class BlockBackward:
                 if self.total.packed is not None or self.block.bases[index].spans_tangents:
                     sums = self._sums[index][factor.order]
                     sums.add(self._position, outer[index][factor.order], rows)
-                self._feature_gradient(index, factor, within, rows, dx, written)
-                self._activation_gradient(index, factor, edges, rows, local)
+                back = self._product_gradient(index, factor, rows)
+                self._feature_gradient(index, factor, within, back, dx, written)
+                self._activation_gradient(index, factor, edges, rows, back, local)
         if self.total.wigner is not None:
             if messages is None:
                 messages = form.messages(self.block, self.weights, outer, local)
@@ -457,40 +451,42 @@ class BlockBackward:
         torch.neg(pair[:, 0], out=rows[:, 1, 1])
         return rows.view(-1, 2 * factor.num_columns)
 
+    def _product_gradient(self, index: int, factor: _Factor, rows: Tensor) -> Tensor:
+        """Gradient of the outer products, ``[e, c, rank, K]``."""
+        rank = self.block.bases[index].rank
+        back = rows @ self.weights[index][factor.order].T
+        return back.view(-1, factor.components, rank, factor.num_rows)
+
     def _feature_gradient(
         self,
         index: int,
         factor: _Factor,
         within: slice,
-        rows: Tensor,
+        back: Tensor,
         dx: Tensor,
         written: set[tuple[int, int]],
     ) -> None:
         basis = self.block.bases[index]
-        values = basis.values[within, : basis.rank]
-        back = (rows @ self.weights[index][factor.order].T).view(
-            values.shape[0], factor.components, basis.rank, factor.num_rows
-        )
         target = self.form.frames_in.layout.order(dx, factor.order)[:, :, factor.rows]
         place = factor.order, factor.rows.start
-        _contract_values(back, values, target, add=place in written)
+        _contract_values(back, basis.values[within, : basis.rank], target, add=place in written)
         written.add(place)
 
     def _activation_gradient(
-        self, index: int, factor: _Factor, edges: slice, rows: Tensor, local: Tensor
+        self, index: int, factor: _Factor, edges: slice, rows: Tensor, back: Tensor, local: Tensor
     ) -> None:
         exact = self._exact[index]
         if exact is None:
             return
         assert self.total.radial is not None
         m = factor.order
-        matrix = (self._exact_weights[index] or self.weights[index])[m]
-        back = (rows.to(matrix.dtype) @ matrix.T).view(
-            -1, factor.components, exact.width, factor.num_rows
-        )
-        part = _contract_channels(
-            back, self.form.frames_in.layout.order(local, m)[:, :, factor.rows]
-        )
+        if self._exact_weights[index]:  # else the columns that make the messages are all there are
+            matrix = self._exact_weights[index][m]
+            back = (rows.to(matrix.dtype) @ matrix.T).view(
+                -1, factor.components, exact.width, factor.num_rows
+            )
+        x = self.form.frames_in.layout.order(local, m)[:, :, factor.rows]
+        part = _contract_channels(back, x)
         target = self.total.radial[index][edges]
         if exact.active is None:
             target += part
