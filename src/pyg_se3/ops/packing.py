@@ -91,13 +91,6 @@ def _matrix_shapes(plan: TFNPlan, group: RadialGroup) -> tuple[tuple[int, int, i
     )
 
 
-def _mix(table: Tensor, weight: Tensor) -> Tensor:
-    """Combine the rows of a pair's weight."""
-    # Autocast would round weights that may be kept for later calls.
-    with torch.autocast(weight.device.type, enabled=False):
-        return (table @ weight.flatten(1)).view(weight.shape)
-
-
 class _Pack(torch.autograd.Function):
     """A group's weights by degree pair to one matrix per ``|m|``, in one pass over them."""
 
@@ -108,12 +101,14 @@ class _Pack(torch.autograd.Function):
         """Mix what each pair has by J, and put it in its places."""
         ctx.plan, ctx.group = plan, group
         packed = [weights[0].new_empty(shape) for shape in _matrix_shapes(plan, group)]
-        for (pair, places), weight in zip(_places(plan, group).items(), weights, strict=True):
-            table = _frame_coefficients(*pair, weight.dtype, weight.device)
-            mixed = _mix(table, weight)
-            for place in places:
-                target = packed[place.order][:, place.rows, :, place.columns]
-                target.copy_(mixed[place.parts].permute(1, 2, 0, 3))
+        # Autocast would round weights that may be kept for later calls.
+        with torch.autocast(weights[0].device.type, enabled=False):
+            for (pair, places), weight in zip(_places(plan, group).items(), weights, strict=True):
+                table = _frame_coefficients(*pair, weight.dtype, weight.device)
+                mixed = (table @ weight.flatten(1)).view(weight.shape)
+                for place in places:
+                    target = packed[place.order][:, place.rows, :, place.columns]
+                    target.copy_(mixed[place.parts].permute(1, 2, 0, 3))
         return tuple(matrix.flatten(2).flatten(0, 1) for matrix in packed)
 
     @staticmethod
@@ -132,13 +127,14 @@ class _Unpack(torch.autograd.Function):
         shapes = _matrix_shapes(plan, group)
         matrices = [matrix.view(shape) for matrix, shape in zip(packed, shapes, strict=True)]
         weights = []
-        for pair, places in _places(plan, group).items():
-            mixed = packed[0].new_empty(plan.weight_shape(pair))
-            for place in places:
-                part = matrices[place.order][:, place.rows, :, place.columns]
-                mixed[place.parts].copy_(part.permute(2, 0, 1, 3))
-            table = _frame_coefficients(*pair, mixed.dtype, mixed.device)
-            weights.append(_mix(table.T, mixed))
+        with torch.autocast(packed[0].device.type, enabled=False):
+            for pair, places in _places(plan, group).items():
+                mixed = packed[0].new_empty(plan.weight_shape(pair))
+                table = _frame_coefficients(*pair, mixed.dtype, mixed.device)
+                for place in places:
+                    part = matrices[place.order][:, place.rows, :, place.columns]
+                    mixed[place.parts].copy_(part.permute(2, 0, 1, 3))
+                weights.append((table.T @ mixed.flatten(1)).view(mixed.shape))
         return tuple(weights)
 
     @staticmethod
