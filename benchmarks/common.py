@@ -139,14 +139,14 @@ class OtherProcesses:
     cores: float | None = None
 
     def __enter__(self) -> OtherProcesses:
-        self._start = time.monotonic(), _busy_seconds(), _children_seconds()
+        self._start = time.monotonic(), _busy_seconds(), _own_seconds()
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall, busy, children = self._start
+        wall, busy, own = self._start
         now = _busy_seconds()
         if busy is not None and now is not None:
-            others = now - busy - (_children_seconds() - children)
+            others = now - busy - (_own_seconds() - own)
             self.cores = max(0.0, others / (time.monotonic() - wall))
 
 
@@ -159,9 +159,10 @@ def _busy_seconds() -> float | None:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def _children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def _own_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def run_module(
