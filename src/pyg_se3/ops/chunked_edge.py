@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
 from pyg_se3.ops.edge_frames import EdgeFrames, FramePair
+from pyg_se3.ops.frame_products import couple
 from pyg_se3.ops.frame_rotation import channel_slices
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
 from pyg_se3.ops.stacked_bases import ProductSums, StackedBases
@@ -281,26 +282,9 @@ class EdgeForm:
                     product = product.to(like.dtype)
                 target = layout.order(local, factor.order)[:, :, factor.columns]
                 place = factor.order, factor.columns.start
-                _couple(product, target, add=place in written)
+                couple(product, target, add=place in written)
                 written.add(place)
         return local
-
-
-def _couple(product: Tensor, target: Tensor, add: bool) -> None:
-    """Write or add to messages ``[e, c, C]`` what products ``[e * c, C or 2 C]`` make."""
-    edges, components, columns = target.shape
-    if components == 1:
-        part = product.view(edges, 1, columns)
-        target.add_(part) if add else target.copy_(part)
-        return
-    pair = product.view(edges, 2, 2, columns)
-    if add:
-        target += pair[:, :, 0]
-        target[:, 0] -= pair[:, 1, 1]
-        target[:, 1] += pair[:, 0, 1]
-    else:
-        torch.sub(pair[:, 0, 0], pair[:, 1, 1], out=target[:, 0])
-        torch.add(pair[:, 1, 0], pair[:, 0, 1], out=target[:, 1])
 
 
 class BatchBackward:
