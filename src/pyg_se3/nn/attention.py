@@ -158,7 +158,7 @@ class SE3Attention(MessagePassing):
             geometry,
             conv.weight.by_pair(),
             conv.kernel_options,
-            None if conv.kernel_options.kernel == "reference" else conv.weight.packed(),
+            conv.weight.packed,
             tangents,
             expansion,
         )

@@ -148,7 +148,7 @@ class TFNConv(MessagePassing):
             geometry,
             self.weight.by_pair(),
             self.kernel_options,
-            None if self.kernel_options.kernel == "reference" else self.weight.packed(),
+            self.weight.packed,
             tangents,
             expansion,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -40,8 +40,12 @@ class AttentionShape:
     key: Fiber
     heads: int
     code: str = field(init=False, repr=False, compare=False)
+    _alike: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        alike = self.value.degrees == self.key.degrees
+        alike = alike and self.value.is_uniform and self.key.is_uniform
+        object.__setattr__(self, "_alike", alike)
         code = json.dumps([list(self.value.items()), list(self.key.items()), self.heads])
         object.__setattr__(self, "code", code)
 
@@ -67,11 +71,6 @@ class AttentionShape:
             return fiber.split(features)
         first, channels = next(iter(fiber.items()))
         return {first: features.view(features.shape[0], fiber.dim // channels, channels)}
-
-    @cached_property
-    def _alike(self) -> bool:
-        same = self.value.degrees == self.key.degrees
-        return same and self.value.is_uniform and self.key.is_uniform
 
     @property
     def scale(self) -> float:
@@ -140,8 +139,8 @@ class AttentionShape:
         Returns:
             packed ``[N, value.dim]``.
         """
-        blocks = fiber.split(messages)
-        logits = self.dot(self.key.split(query[target]), self.keys(blocks)) * self.scale
+        blocks = self.split(fiber, messages)
+        logits = self.dot(self.split(self.key, query[target]), self.keys(blocks)) * self.scale
         weights = segment_softmax(logits, target, query.shape[0])
         weighted = pack_blocks(self.weigh(weights, self.values(blocks)))
         return segment_sum(weighted, target, query.shape[0])

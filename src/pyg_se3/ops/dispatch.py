@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -48,13 +48,11 @@ TYPICAL_PADDING = 1.1
 CONVOLUTIONS = {
     "edge": edge_conv,
     "source": source_conv,
-    "weights": weights_conv,
     "triton": triton_conv,
 }
 ATTENTIONS = {
     "edge": edge_attention,
     "source": source_attention,
-    "weights": weights_attention,
     "triton": triton_attention,
 }
 
@@ -70,7 +68,7 @@ def tfn_conv(
     geometry: EdgeGeometry,
     weights: PairWeights,
     options: KernelOptions | None = None,
-    packed: PackedWeights | None = None,
+    packed: Callable[[], PackedWeights] | None = None,
     tangents: Sequence[Tensor] = (),
     expansion: RadialExpansion | None = None,
 ) -> Tensor:
@@ -84,7 +82,8 @@ def tfn_conv(
         geometry: of the edges.
         weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
         options: how to compute.
-        packed: the weights as :func:`pyg_se3.ops.packing.pack_plan` packs them, if at hand.
+        packed: gives the weights as :func:`pyg_se3.ops.packing.pack_plan` packs them, if they may
+            be at hand.
         tangents: per group columns ``[E, s]`` that span the derivatives of the activations with
             respect to the parameters of their radial MLP. Handing them over says that nothing else
             needs a gradient through the activations; the edge kernel may then compress them in
@@ -107,12 +106,15 @@ def tfn_conv(
     settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
     radial = [g.to(x.dtype) for g in radial]
-    packed = packed or pack_plan(plan, weights)
-    if expansion is not None:
-        y = expanded_conv(plan, settings, x, source, expansion.to(x.dtype), geometry, packed)
+    if kernel == "weights":
+        y = weights_conv(plan, settings, x, source, radial, geometry, weights)
     else:
-        convolve = CONVOLUTIONS[kernel]
-        y = convolve(plan, settings, x, source, radial, geometry, packed, tangents)
+        matrices = packed() if packed else pack_plan(plan, weights)
+        if expansion is not None:
+            y = expanded_conv(plan, settings, x, source, expansion.to(x.dtype), geometry, matrices)
+        else:
+            convolve = CONVOLUTIONS[kernel]
+            y = convolve(plan, settings, x, source, radial, geometry, matrices, tangents)
     if geometry.undirected is not None:
         y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
     return y
@@ -129,7 +131,7 @@ def tfn_attention(
     geometry: EdgeGeometry,
     weights: PairWeights,
     options: KernelOptions | None = None,
-    packed: PackedWeights | None = None,
+    packed: Callable[[], PackedWeights] | None = None,
     tangents: Sequence[Tensor] = (),
     expansion: RadialExpansion | None = None,
 ) -> Tensor:
@@ -169,19 +171,11 @@ def tfn_attention(
     kernel = choose_kernel(plan, x, source.numel(), options)
     settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
     x = x.to(geometry.distance.dtype)  # only matrix products are done in less
-    return ATTENTIONS[kernel](
-        plan,
-        settings,
-        shape,
-        x,
-        query.to(x.dtype),
-        source,
-        target,
-        [g.to(x.dtype) for g in radial],
-        geometry,
-        packed or pack_plan(plan, weights),
-        tangents,
-    )
+    query, radial = query.to(x.dtype), [g.to(x.dtype) for g in radial]
+    given = plan, settings, shape, x, query, source, target, radial, geometry
+    if kernel == "weights":
+        return weights_attention(*given, weights)
+    return ATTENTIONS[kernel](*given, packed() if packed else pack_plan(plan, weights), tangents)
 
 
 def uses_tangents(plan: TFNPlan, x: Tensor, geometry: EdgeGeometry, options: KernelOptions) -> bool:

@@ -8,7 +8,7 @@ backward operator computes the messages once more. What is not a tensor travels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +37,7 @@ def tfn_conv(
     geometry: EdgeGeometry,
     weights: PairWeights,
     options: KernelOptions | None = None,
-    packed: PackedWeights | None = None,
+    packed: Callable[[], PackedWeights] | None = None,
     tangents: Sequence[Tensor] = (),
     expansion: RadialExpansion | None = None,
 ) -> Tensor:
@@ -63,7 +63,7 @@ def tfn_attention(
     geometry: EdgeGeometry,
     weights: PairWeights,
     options: KernelOptions | None = None,
-    packed: PackedWeights | None = None,
+    packed: Callable[[], PackedWeights] | None = None,
     tangents: Sequence[Tensor] = (),
     expansion: RadialExpansion | None = None,
 ) -> Tensor:
@@ -96,8 +96,11 @@ def _is_eager(options: KernelOptions | None) -> bool:
     return transparent or not torch.compiler.is_compiling()
 
 
-def _matrices(plan: TFNPlan, weights: PairWeights, packed: PackedWeights | None) -> list[Tensor]:
-    return [matrix for matrices in packed or pack_plan(plan, weights) for matrix in matrices]
+def _matrices(
+    plan: TFNPlan, weights: PairWeights, packed: Callable[[], PackedWeights] | None
+) -> list[Tensor]:
+    by_group = packed() if packed else pack_plan(plan, weights)
+    return [matrix for matrices in by_group for matrix in matrices]
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -60,6 +60,7 @@ class TFNPlan:
         rectified: the radial activations come out of a ReLU, so that an activation of 0 has no
             gradient; kernels may then leave it out.
         code: all of this as text.
+        group_of: the number of the group that a pair is in.
     """
 
     fiber_in: Fiber
@@ -68,8 +69,11 @@ class TFNPlan:
     hidden: int
     rectified: bool = True
     code: str = field(init=False, repr=False, compare=False)
+    group_of: dict[Pair, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        group_of = {pair: i for i, group in enumerate(self.groups) for pair in group.pairs}
+        object.__setattr__(self, "group_of", group_of)
         groups = [[group.degrees_in, group.degrees_out] for group in self.groups]
         fibers = list(self.fiber_in.items()), list(self.fiber_out.items())
         code = json.dumps([*fibers, groups, self.hidden, self.rectified])
