@@ -21,7 +21,7 @@ from pyg_se3.nn import RadialProfile
 from pyg_se3.ops import TFNPlan, pack_plan
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.compression import compressed_basis
-from pyg_se3.ops.cost import EDGE_CHUNK, SOURCE_CHUNK, CostFactors, work
+from pyg_se3.ops.cost import EDGE_CHUNK, CostFactors, source_chunk, work
 from pyg_se3.ops.edge_autograd import edge_conv
 from pyg_se3.ops.source_autograd import source_conv
 from pyg_se3.ops.source_schedule import source_schedule
@@ -101,7 +101,7 @@ def measure(case: tuple[int, int, int, int, int], repeats: int) -> tuple[list, l
         return torch.autograd.grad(y, leaves, y.detach())
 
     counts, hidden = work(plan), plan.hidden
-    schedule = source_schedule(source, nodes, SOURCE_CHUNK)
+    schedule = source_schedule(source, nodes, source_chunk(plan))
     slots = schedule.num_slots
     by_edge = [
         edges * counts.edge * hidden,
@@ -119,7 +119,7 @@ def measure(case: tuple[int, int, int, int, int], repeats: int) -> tuple[list, l
         by_edge,
         by_source,
         seconds(lambda: step(edge_conv, EDGE_CHUNK), repeats),
-        seconds(lambda: step(source_conv, SOURCE_CHUNK), repeats),
+        seconds(lambda: step(source_conv, source_chunk(plan)), repeats),
     )
 
 

@@ -60,7 +60,11 @@ EDGE_CHUNK = 512
 """Edges per chunk of the edge form on a CPU, so that the outer products stay in its cache."""
 
 SOURCE_CHUNK = 2048
-"""Edges and padding per chunk of the source-node form on a CPU: fewer, larger products."""
+"""Edges and padding per chunk of the source-node form on a CPU at most: fewer, larger products."""
+
+SOURCE_NUMBERS = 2**21
+"""Numbers ``z`` that couple the edges of a chunk of the source-node form at most: with more, what a
+chunk needs is fetched from the system anew for each call, which takes a quarter of the time."""
 
 
 RAGGED_CHUNKS = 4
@@ -131,6 +135,11 @@ def work(plan: TFNPlan) -> Work:
     return Work(edge, node, slot, coupling, features, edge_products, source_products)
 
 
+def source_chunk(plan: TFNPlan) -> int:
+    """Edges and padding per chunk of the source-node form on a CPU."""
+    return max(1, min(SOURCE_CHUNK, SOURCE_NUMBERS // (work(plan).coupling * plan.hidden)))
+
+
 def edge_cost(
     plan: TFNPlan, num_edges: int, compress: bool = False, factors: CostFactors | None = None
 ) -> float:
@@ -173,5 +182,5 @@ def source_cost(
     nodes = num_nodes * factors.node_product * counts.node * rank
     products = factors.slot_product * counts.slot + factors.slot_coupling * counts.coupling
     slots = products * rank + factors.slot_feature * counts.features
-    starts = (RAGGED_CHUNKS + padded_edges / SOURCE_CHUNK) * counts.source_products
+    starts = (RAGGED_CHUNKS + padded_edges / source_chunk(plan)) * counts.source_products
     return nodes + padded_edges * slots + starts * factors.source_start

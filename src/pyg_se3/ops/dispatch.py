@@ -14,8 +14,8 @@ from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.cost import (
     EDGE_CHUNK,
-    SOURCE_CHUNK,
     edge_cost,
+    source_chunk,
     source_cost,
 )
 from pyg_se3.ops.edge_autograd import edge_attention, edge_conv
@@ -234,7 +234,7 @@ def edge_settings(
     chunk, columns = options.chunk_size, 0
     if chunk is None:
         if device.type == "cpu" and kernel == "source":
-            chunk = SOURCE_CHUNK
+            chunk = source_chunk(plan)
         elif device.type == "cpu":
             chunk, columns = EDGE_CHUNK, CPU_COLUMNS
         else:
