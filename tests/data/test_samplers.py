@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
 from pyg_se3.data import BalancedBatchSampler, EpochSampler
+from pyg_se3.data.samplers import even_batch_size
 
 
 def ranks(world_size, **kwargs):
@@ -21,6 +22,20 @@ def test_evaluation_counts_every_item_once(size, world_size, shuffle):
     parts = [list(s) for s in samplers]
     assert sorted(chain(*parts)) == list(range(size))
     assert [len(p) for p in parts] == [len(s) for s in samplers]
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 20))
+def test_even_batch_size_is_the_largest_that_gives_ranks_equally_many_batches(
+    size, world_size, at_most
+):
+    size += world_size
+    lengths = [len(s) for s in ranks(world_size, size=size, shuffle=False, pad=False)]
+
+    def even(batch_size):
+        return len({-(-length // batch_size) for length in lengths}) == 1
+
+    fitting = [b for b in range(1, at_most + 1) if even(b)]
+    assert even_batch_size(size, world_size, at_most) == max(fitting, default=at_most)
 
 
 @given(st.integers(1, 60), st.integers(1, 5))

@@ -27,7 +27,22 @@ def tiny(data_root: Path) -> list[str]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+def kill() -> Callable[[subprocess.Popen], None]:
+    """Kill a process and those that it started."""
+
+    def _kill(process: subprocess.Popen) -> None:
+        for pid in reversed([process.pid, *descendants(process.pid)]):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+    return _kill
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, kill: Callable[[subprocess.Popen], None]
+) -> Iterator[Callable[..., subprocess.Popen]]:
     """Start python with arguments in an empty folder; its output goes to a pipe."""
     started: list[subprocess.Popen] = []
 
@@ -45,10 +60,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
 
     yield _start
     for process in started:
-        for pid in reversed([process.pid, *descendants(process.pid)]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def descendants(pid: int) -> list[int]:

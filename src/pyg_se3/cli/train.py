@@ -8,13 +8,10 @@ from typing import TypeVar
 import pytorch_lightning as pl
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import nn
 
-from pyg_se3.cli.config import (
-    FROM_DATA,
-    TrainConfig,
-    validate,
-)
+from pyg_se3.cli.config import FROM_DATA, ConfigError, TrainConfig, validate
 from pyg_se3.cli.folder import check_folder, checkpoint_of
 from pyg_se3.cli.run import (
     build_trainer,
@@ -25,7 +22,7 @@ from pyg_se3.cli.run import (
 )
 from pyg_se3.data import MoleculeDataModule
 from pyg_se3.training import SE3Module
-from pyg_se3.training.callbacks import BestCheckpoint, RunReport
+from pyg_se3.training.callbacks import BestCheckpoint, LastCheckpoint, RunReport
 from pyg_se3.training.checkpoint import check_same_architecture, read_checkpoint
 
 C = TypeVar("C", bound=pl.Callback)
@@ -74,38 +71,56 @@ def train(config: DictConfig) -> float | None:
     build_net(config, {0: 6}, {}, data.num_targets)
     data.prepare_data()
     data.setup("fit")
-    net = build_net(config, data.fiber_in, data.fiber_edge, data.num_targets)
-    module = SE3Module(
-        net,
-        optimizer=instantiate(config.optimizer),
-        scheduler=instantiate(config.scheduler),
-        kernel=instantiate(config.kernel),
-    )
+    module = build_module(config, data)
     if resumed is not None:
         # Lightning asks, too, but then the folder has the configuration of a run that cannot be.
         module.use_data(data)
         check_same_architecture(read_checkpoint(resumed), module.describe())
     trainer = build_trainer(config)
+    best, last = _callback(trainer, BestCheckpoint), _callback(trainer, LastCheckpoint)
+    sharded = isinstance(trainer.strategy, FSDPStrategy)
+    if config.test and sharded and last is None:
+        raise ConfigError(
+            "with FSDP, testing needs a checkpoint: keep callbacks.last, or test=false"
+        )
     save_config(config)
     if resumed is not None:
         continue_metrics(trainer, resumed)
-    _tell_start(config, data, net)
+    _tell_start(config, data, module.net)
     trainer.fit(module, datamodule=data, ckpt_path=resumed)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    best = _callback(trainer, BestCheckpoint)
     score = None
     if best is not None and best.best_model_score is not None:
         score = float(best.best_model_score)
     if config.test:
-        path = None
+        path: str | Path | None = None
         if config.test_weights == "best" and best is not None and best.best_model_path:
             path = best.best_model_path
         # After training the module holds the last weights, averaged where averaging is on.
+        if sharded:
+            # Or a share of them, which Lightning would divide once more.
+            assert last is not None
+            module, path = build_module(config, data), path or last.path
         trainer.test(module, datamodule=data, ckpt_path=path, verbose=False)
     report = _callback(trainer, RunReport)
     tell_results(Path(config.paths.run), report.table if report else None, FILES)
     return score
+
+
+def build_module(config: DictConfig, data: MoleculeDataModule) -> SE3Module:
+    """What a configuration trains, for data that is there.
+
+    Args:
+        config: See :func:`train`.
+        data: Set up.
+    """
+    return SE3Module(
+        build_net(config, data.fiber_in, data.fiber_edge, data.num_targets),
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        kernel=instantiate(config.kernel),
+    )
 
 
 def build_net(

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_se3.data.dataset import MoleculeDataset
 from pyg_se3.data.geometry import GeometryCache, GeometryDtype
 from pyg_se3.data.loader import MoleculeLoader
-from pyg_se3.data.samplers import BalancedBatchSampler, EpochSampler
+from pyg_se3.data.samplers import BalancedBatchSampler, EpochSampler, even_batch_size
 from pyg_se3.data.splits import Split, make_split
 
 Transform = Callable[[Data], Data]
@@ -344,9 +345,9 @@ class MoleculeDataModule(pl.LightningDataModule):
         sampler = EpochSampler(
             len(dataset), shuffle=False, rank=rank, world_size=world_size, pad=False
         )
-        return self._loader(
-            dataset, self._edge_frames(), batch_size=self.eval_batch_size, sampler=sampler
-        )
+        batch_size = even_batch_size(len(dataset), world_size, self.eval_batch_size)
+        self._check_even(len(dataset), world_size, batch_size)
+        return self._loader(dataset, self._edge_frames(), batch_size=batch_size, sampler=sampler)
 
     def _loader(
         self, dataset: MoleculeDataset, geometry: GeometryCache | None, **kwargs: Any
@@ -410,6 +411,17 @@ class MoleculeDataModule(pl.LightningDataModule):
             raise ValueError(
                 "batches bounded by edges or atoms under several processes need "
                 "Trainer(use_distributed_sampler=False)"
+            )
+
+    def _check_even(self, size: int, world_size: int, batch_size: int) -> None:
+        if self.trainer is None or not isinstance(self.trainer.strategy, FSDPStrategy):
+            return
+        fewest, rest = divmod(size, world_size)
+        if rest and fewest % batch_size == 0:
+            raise ValueError(
+                f"with FSDP, {world_size} processes need equally many batches, which "
+                f"eval_batch_size={self.eval_batch_size} cannot give them for {size} molecules; "
+                "use a larger one"
             )
 
     def _ready(self, value: Any) -> Any:

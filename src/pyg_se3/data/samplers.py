@@ -100,6 +100,26 @@ class EpochSampler(DistributedSampler):
         return len(range(self.rank, self.size, self.world_size))
 
 
+def even_batch_size(size: int, world_size: int, at_most: int) -> int:
+    """Largest batch size with which all ranks have equally many batches of items shared once.
+
+    Ranks then have ``size / world_size`` items, rounded down or up. FSDP needs equally many batches
+    of all, as it gathers parameters in every step, also of evaluation.
+
+    Args:
+        size: Number of items.
+        world_size: Number of processes.
+        at_most: Largest batch size.
+
+    Returns:
+        ``at_most`` if there is no such size.
+    """
+    fewest, rest = divmod(size, world_size)
+    if rest == 0:
+        return at_most
+    return next((b for b in range(at_most, 0, -1) if fewest % b), at_most)
+
+
 class BalancedBatchSampler(DistributedSampler):
     """Batches whose total size (atoms or edges) is bounded and nearly equal.
 

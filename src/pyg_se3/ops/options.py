@@ -21,8 +21,8 @@ class KernelOptions:
             the slow literal formula, ``triton`` the edge form with a kernel of its own for CUDA
             devices; ``auto`` chooses among the first three by cost.
         compress: let the edge kernel prune and compress radial activations, to ``tolerance``, and
-            the source and weights kernels prune them. ``None`` decides by device and number of
-            edges (on for CPU and more than a few).
+            the source kernel prune them. ``None`` decides by device and number of edges (on for
+            CPU and more than a few).
         tolerance: relative error that compression may make in the radial activations.
         chunk_size: edges worked on at a time; ``None`` chooses by device.
         memory: what the backward pass computes again instead of storing: ``default`` keys and

@@ -3,7 +3,8 @@ r"""Weights form: the radial weights of every edge, then their products with the
 The convolution as NVIDIA computes it, in differentiable operations:
 
 .. math::
-    y_e^k = \sum_{l, J} R_e^{lkJ} \big(B_e^{lkJ} x^l\big), \qquad R_e^{lkJ} = \sum_h g_{eh} W_h^{lkJ}.
+    y_e^k = \sum_{l, J} R_e^{lkJ} \big(B_e^{lkJ} x^l\big), \qquad
+    R_e^{lkJ} = \sum_h g_{eh} W_h^{lkJ}.
 
 ``num_weights`` numbers of memory per edge are needed for R. For a few edges that is about what the
 weights themselves take, and no other form is faster: none of the others takes the weights as they
@@ -126,7 +127,7 @@ def _radial_weights(
         activations = radial[plan.group_of[pair]]
         frequencies, hidden, channels_in, channels_out = plan.weight_shape(pair)
         edges = activations.shape[0]
-        matrix = weights[pair].to(dtype).view(frequencies, hidden, channels_in * channels_out)
+        matrix = weights[pair].to(dtype).reshape(frequencies, hidden, channels_in * channels_out)
         products = torch.bmm(activations.expand(frequencies, edges, hidden), matrix)
         parts.append(products.view(frequencies, edges, channels_in, channels_out).transpose(0, 1))
     if plan.fiber_in.is_uniform:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -142,6 +143,8 @@ def _find_cause(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str | None:
     spoilt = _spoilt_weights(pl_module)
     if spoilt is not None:
         return spoilt
+    if isinstance(trainer.strategy, FSDPStrategy):
+        return "the layer cannot be named, as FSDP divides it among processes; trainer=ddp names it"
     with trainer.precision_plugin.train_step_context():
         name = first_non_finite(pl_module.net, lambda: pl_module(batch))
     return None if name is None else f"the first layer whose output is not finite is {name}"

@@ -27,12 +27,21 @@ class RunRecord(pl.Callback):
 
     def __init__(self, dirpath: str | None = None) -> None:
         self.dirpath = dirpath
+        self._counts: dict[str, int] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Count the parameters, which FSDP divides later on."""
+        parameters = list(pl_module.parameters())
+        self._counts = {
+            "parameters": sum(p.numel() for p in parameters),
+            "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        }
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Record."""
         folder = Path(self.dirpath or trainer.default_root_dir)
-        entry = provenance() | _run(trainer, pl_module)
+        entry = provenance() | self._counts | _run(trainer)
         path = folder / "provenance.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         write_text(path, json.dumps([*earlier, entry], indent=2) + "\n")
@@ -44,13 +53,10 @@ class RunRecord(pl.Callback):
             logger.log_hyperparams(parameters | {"provenance": entry})
 
 
-def _run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+def _run(trainer: pl.Trainer) -> dict[str, Any]:
     device = trainer.strategy.root_device
     cuda = device.type == "cuda"
-    parameters = list(pl_module.parameters())
     return {
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),

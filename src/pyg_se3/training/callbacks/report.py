@@ -34,10 +34,15 @@ class RunReport(pl.Callback):
         self._training: dict[str, Any] = {}
         self._seconds_before = 0.0
         self._started: float | None = None
+        self._parameters = 0
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         return Path(self.dirpath or trainer.default_root_dir)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Count the parameters, which FSDP divides later on."""
+        self._parameters = sum(p.numel() for p in pl_module.parameters())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -122,7 +127,7 @@ class RunReport(pl.Callback):
         self.summary = {
             "targets": results,
             "test_molecules": idx.numel(),
-            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "parameters": self._parameters,
             **self._training,
             "peak_memory_mb": peak_memory(device),
             "device": torch.cuda.get_device_name(device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -118,7 +119,7 @@ class KernelInputs(NamedTuple):
     source: Tensor
     radial: list[Tensor]
     weights: dict[Pair, Tensor]
-    packed: PackedWeights | None
+    packed: Callable[[], PackedWeights]
     tangents: list[Tensor]
 
 
@@ -260,9 +261,7 @@ class ConvSE3(nn.Module):
         ]
         activations, tangents = radial_activations(profiles, context.invariants, sketch)
         weights = self.pair_weights()
-        packed = None
-        if self.kernel_options.kernel != "reference":
-            packed = self._packed(weights)
+        packed = partial(self._packed, weights)
         return KernelInputs(features, rows, activations, weights, packed, tangents)
 
     def convolve(self, x: Tensor, context: EdgeContext) -> Tensor:
