@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from pyg_se3.training import read_checkpoint
+from pyg_se3.training.loggers import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MINI = ROOT / "tests" / "fixtures" / "qm9_mini.csv"
@@ -24,6 +29,33 @@ def tiny(data_root: Path) -> list[str]:
         "trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=1",
         "callbacks.last.min_seconds=0", "callbacks.progress.refresh_rate=0",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def assert_same_training() -> Callable[..., None]:
+    """Compare the last checkpoints, the metrics and the test results of two runs of 12 steps."""
+
+    def _assert(run: Path, single: Path, *parts: str, rtol: float, atol: float) -> None:
+        a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (run, single))
+        assert a["global_step"] == b["global_step"] == 12
+        for key in ("state_dict", *parts):
+            assert a[key].keys() == b[key].keys()
+            for name, value in b[key].items():
+                torch.testing.assert_close(a[key][name], value, rtol=rtol, atol=atol)
+        relative = max(rtol, atol)
+        curves = [read_metrics(f / "metrics.csv") for f in (run, single)]
+        assert curves[0].keys() == curves[1].keys()
+        for step, row in curves[1].items():
+            for name in row.keys() - {"train/molecules_per_second", "train/peak_memory_mb"}:
+                value = pytest.approx(row[name], rel=relative, abs=atol)
+                assert curves[0][step][name] == value, name
+        summaries = [json.loads((f / "summary.json").read_text()) for f in (run, single)]
+        for name in ("test_molecules", "parameters"):
+            assert summaries[0][name] == summaries[1][name]
+        errors = [s["targets"]["homo"]["mae"] for s in summaries]
+        assert errors[0] == pytest.approx(errors[1], rel=relative)
+
+    return _assert
 
 
 @pytest.fixture

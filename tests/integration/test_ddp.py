@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from pyg_se3.cli import main
@@ -50,21 +49,10 @@ def under_slurm(rank: int) -> dict[str, str]:
     return {f"SLURM_{name}": value for name, value in (job | task).items()}
 
 
-def assert_same_training(run: Path, single: Path) -> None:
-    a, b = (read_checkpoint(f / "checkpoints" / "last.ckpt") for f in (run, single))
-    assert a["global_step"] == b["global_step"] == 12
-    for key in ("state_dict", "raw_parameters"):
-        for name, value in b[key].items():
-            torch.testing.assert_close(a[key][name], value, rtol=0, atol=1e-6)
-    curves = [read_metrics(f / "metrics.csv") for f in (run, single)]
-    assert curves[0].keys() == curves[1].keys()
-    for step, row in curves[1].items():
-        for name in row.keys() - {"train/molecules_per_second", "train/peak_memory_mb"}:
-            assert curves[0][step][name] == pytest.approx(row[name], rel=1e-6, abs=1e-6), name
-
-
 @pytest.mark.parametrize("started", ["plainly", "torchrun", "slurm"])
-def test_two_processes_train_and_test_as_one(started, start, tiny, single, tmp_path):
+def test_two_processes_train_and_test_as_one(
+    started, start, tiny, single, assert_same_training, tmp_path
+):
     command = [str(ROOT / "train.py"), *tiny, *RUN, *DDP, "run_dir=run"]
     if started == "slurm":
         processes = [start(*command, **under_slurm(rank)) for rank in (0, 1)]
@@ -73,7 +61,7 @@ def test_two_processes_train_and_test_as_one(started, start, tiny, single, tmp_p
     for process in processes:
         output(process)
     run = tmp_path / "run"
-    assert_same_training(run, single)
+    assert_same_training(run, single, "raw_parameters", rtol=0, atol=1e-6)
     # 9 molecules in batches of 3: two for one process, then one and a bit for the other.
     summaries = [json.loads((f / "summary.json").read_text()) for f in (run, single)]
     assert [s["test_molecules"] for s in summaries] == [9, 9]
