@@ -61,6 +61,14 @@ def test_own_folder_and_callbacks(command, data_root, tmp_path):
     assert "raw_parameters" in checkpoint
 
 
+def test_float16_is_not_replaced(command, data_root, tmp_path):
+    short = ["--trainer.max_epochs=1", "--trainer.precision=16-mixed"]
+    done = command("fit", *arguments(data_root), *short, "--trainer.default_root_dir=run")
+    assert "bf16" not in done.stderr
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["MixedPrecision"]["scale"] > 1
+
+
 def test_own_molecules(command, tmp_path):
     blocks = [f"2\nenergy={0.1 * i}\nH 0 0 0\nH 0 0 {0.7 + 0.01 * i}\n" for i in range(8)]
     (tmp_path / "mine.xyz").write_text("".join(blocks))

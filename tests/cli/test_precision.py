@@ -1,4 +1,4 @@
-"""The precision that is asked for is used, or refused."""
+"""The precision that is asked for is used."""
 
 from __future__ import annotations
 
@@ -30,17 +30,44 @@ def test_precisions_of_a_cpu(name, command, tiny, tmp_path):
     assert kinds == {torch.float64 if name == "64" else torch.float32}
 
 
-def test_float16_is_refused_on_a_cpu(command, tiny):
-    done = command("train", *tiny, "trainer.precision=16-mixed", code=1)
-    assert "16-mixed needs a GPU" in done.stderr and "bf16-mixed" in done.stderr
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "gpu",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
+    ),
+]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_float16_on_a_gpu_scales_its_gradients(command, tiny, tmp_path):
-    command("train", *tiny, *SHORT, "trainer=gpu", "trainer.precision=16-mixed")
-    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["MixedPrecision"]["scale"] > 1
+@pytest.mark.parametrize("device", DEVICES)
+def test_float16_scales_its_gradients(device, command, tiny, tmp_path):
+    """On a CPU, too, where Lightning by itself would take bfloat16 instead."""
+    arguments = [*tiny, *SHORT, f"trainer={device}", "trainer.precision=16-mixed"]
+    done = command("train", *arguments)
+    assert "bf16" not in done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["precision"] == "16-mixed" and 0 < summary["targets"]["homo"]["mae"] < 3
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)["MixedPrecision"]
+    assert saved["scale"] > 1
+    # The scale goes on from where it was.
+    command("train", *arguments, "trainer.max_epochs=2", "resume=true")
+    later = torch.load(path, weights_only=True)["MixedPrecision"]
+    assert later["scale"] > 1 and later["_growth_tracker"] != saved["_growth_tracker"]
+
+
+def test_evaluating_in_float16(command, tiny, tmp_path):
+    command("train", *tiny, *SHORT, "trainer=cpu")
+    exact = json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]["homo"]["mae"]
+    arguments = ["ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=test", "trainer=cpu"]
+    command("evaluate", *arguments, "trainer.precision=16-mixed")
+    found = json.loads((tmp_path / "test" / "summary.json").read_text())
+    assert found["precision"] == "16-mixed"
+    error = found["targets"]["homo"]["mae"]
+    assert error != exact and abs(error - exact) < 0.02 * exact
 
 
 def test_matmul_precision(command, tiny, tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyg_se3 import KernelOptions, SE3TransformerPooled
+from pyg_se3.so3 import EdgeGeometry
 
 
 def graph(nodes, edges, seed):
@@ -64,3 +65,13 @@ def test_edges_of_zero_length_are_refused(models):
     inputs["edge_index"][1, 3] = inputs["edge_index"][0, 3]
     with pytest.raises(ValueError, match="compiled models do not take edges of zero length"):
         models[1](**inputs)
+
+
+def test_so_are_those_of_geometry_made_before(models):
+    inputs = graph(10, 40, 0)
+    inputs["edge_index"][1, 3] = inputs["edge_index"][0, 3]
+    source, target = inputs["edge_index"]
+    pos = inputs.pop("pos")
+    geometry = EdgeGeometry.from_vectors(pos[target] - pos[source], models[0].max_degree)
+    with pytest.raises(ValueError, match="compiled models do not take edges of zero length"):
+        models[1](**inputs, geometry=geometry)

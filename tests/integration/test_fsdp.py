@@ -82,6 +82,13 @@ def test_unequally_many_batches_are_refused(run):
     assert "eval_batch_size=3 cannot give them for 13 molecules" in out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(run):
+def test_a_loss_that_is_not_finite_names_the_layer(run):
     out = run("trainer.max_epochs=2", "optimizer.lr=1e30", code=1)
-    assert "the training loss is nan" in out and "trainer=ddp names it" in out
+    assert "the training loss is nan" in out
+    assert "output is not finite is transformer.blocks.0.to_key_value." in out
+
+
+def test_also_if_only_one_process_has_it(run):
+    spoil = "trainer.strategy.spoils=transformer.blocks.1.to_query"
+    out = run("trainer.max_epochs=1", f"+{spoil}", code=1)
+    assert "output is not finite is transformer.blocks.1.to_query (" in out

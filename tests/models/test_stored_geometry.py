@@ -40,7 +40,7 @@ def test_same_prediction_without_computing_frames(model, data, monkeypatch):
         raise AssertionError("frames are computed")
 
     monkeypatch.setattr(
-        inputs, "edge_geometry", lambda degree, edges, pos, given: given or refuse()
+        inputs, "edge_geometry", lambda degree, edges, pos, given, _: given or refuse()
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")

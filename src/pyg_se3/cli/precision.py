@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from pyg_se3.cli.config import ConfigError
 from pyg_se3.training.machine import set_matmul_precision
 
 
 def apply_precision(config: DictConfig, trainer: pl.Trainer) -> None:
-    """Check ``trainer.precision`` and set ``matmul_precision``.
+    """See to ``trainer.precision`` and set ``matmul_precision``.
 
     Args:
         config: Of a run.
         trainer: Made from it.
-
-    Raises:
-        ConfigError: If Lightning replaced the precision by another one.
     """
-    asked = str(config.trainer.get("precision"))
-    if asked in ("16", "16-mixed") and trainer.precision != "16-mixed":
-        raise ConfigError(
-            "trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed, which needs no "
-            "scaling of gradients"
-        )
+    keep_float16(config.trainer.get("precision"), trainer)
     matmul = config.get("matmul_precision")
     if matmul is None:
         return
@@ -38,6 +30,21 @@ def apply_precision(config: DictConfig, trainer: pl.Trainer) -> None:
             else f"this device ({device}) has no TF32"
         )
         _tell(f"matmul_precision=high has no effect: {why}")
+
+
+def keep_float16(asked: object, trainer: pl.Trainer) -> None:
+    """Use ``16-mixed`` on a CPU, too, where Lightning replaces it by ``bf16-mixed``.
+
+    PyTorch's autocast and scaling of gradients work there, slowly: for trying out what will run on
+    a GPU.
+
+    Args:
+        asked: The precision that was asked for.
+        trainer: Made with it.
+    """
+    if str(asked) in ("16", "16-mixed") and trainer.precision != "16-mixed":
+        device = trainer.strategy.root_device.type
+        trainer.strategy.precision_plugin = MixedPrecision("16-mixed", device)
 
 
 @rank_zero_only

@@ -13,10 +13,15 @@ from torch_geometric.loader import DataLoader
 from pyg_se3.data.geometry import GeometryCache
 from pyg_se3.data.rows import Rows
 from pyg_se3.data.samplers import BalancedBatchSampler, EpochSampler
+from pyg_se3.so3 import any_vanish
 
 
 class Collate:
     """Make a ``Batch``: gathered in one go for :class:`Rows`, with PyG's collation otherwise.
+
+    ``batch.zero_length_edges`` says whether there are any, so that models need not look for them
+    where that waits for a device. Whoever moves positions of a batch so that two nodes may come
+    to coincide deletes it.
 
     Args:
         columns: Columns of ``y`` to give; all if None.
@@ -31,6 +36,13 @@ class Collate:
 
     def __call__(self, items: Sequence[Data]) -> Batch:
         """A batch of ``items``."""
+        batch = self._collate(items)
+        if "pos" in batch and "edge_index" in batch:
+            source, target = batch.edge_index
+            batch.zero_length_edges = any_vanish(batch.pos[target] - batch.pos[source])
+        return batch
+
+    def _collate(self, items: Sequence[Data]) -> Batch:
         if isinstance(items, Rows):
             dataset, rows = items.dataset, items.dataset.positions(items.indices)
             if dataset.transform is None:

@@ -62,13 +62,14 @@ def read_graph(
     """Check and pack the inputs of a model.
 
     A ``Data`` may hold ``edge_frames`` of :func:`pyg_se3.so3.pack_frames`, which save computing
-    the geometry; they are used only if they fit the positions and these need no gradient.
+    the geometry; they are used only if they fit the positions and these need no gradient. Where its
+    ``zero_length_edges`` is ``False``, no such edge is looked for (see :mod:`pyg_se3.data.loader`).
 
     Raises:
         ValueError: something is missing, of a wrong shape, or out of range.
         TypeError: a PyG ``Data`` together with tensors.
     """
-    frames = None
+    frames, may_vanish = None, True
     if isinstance(x, Data):
         given = {"pos": pos, "edge_index": edge_index, "edge_attr": edge_attr, "batch": batch}
         twice = [name for name, value in given.items() if value is not None]
@@ -80,6 +81,7 @@ def read_graph(
             raise ValueError(f"Data lacks {', '.join(missing)}; it has {sorted(data.keys())}")
         pos = data.pos if geometry is None else None
         frames = data.get("edge_frames") if geometry is None else None
+        may_vanish = data.get("zero_length_edges") is not False
         edge_index, batch = data.edge_index, data.batch
         edge_attr = data.edge_attr if fiber_edge else None
         num_graphs = data.num_graphs if batch is not None else 1
@@ -90,9 +92,9 @@ def read_graph(
     if pos is not None and pos.shape[0] != packed.shape[0]:
         raise ValueError(f"pos is of {pos.shape[0]} nodes, x of {packed.shape[0]}")
     if frames is not None and pos is not None:
-        geometry = _stored_geometry(max_degree, edge_index, pos, frames)
+        geometry = _stored_geometry(max_degree, edge_index, pos, frames, may_vanish)
         pos = pos if geometry is None else None
-    geometry = edge_geometry(max_degree, edge_index, pos, geometry)
+    geometry = edge_geometry(max_degree, edge_index, pos, geometry, may_vanish)
     if edge_attr is not None:
         edge_attr = _packed(fiber_edge, edge_attr, "edge_attr") if fiber_edge else edge_attr
         assert isinstance(edge_attr, Tensor)
@@ -107,13 +109,14 @@ def read_graph(
 
 
 def _stored_geometry(
-    max_degree: int, edge_index: Tensor, pos: Tensor, frames: Tensor
+    max_degree: int, edge_index: Tensor, pos: Tensor, frames: Tensor, may_vanish: bool
 ) -> EdgeGeometry | None:
     """Geometry from the ``edge_frames`` of a ``Data``; ``None``, and a warning, if it is stale."""
     reason = "positions need a gradient"
     if not pos.requires_grad:
         source, target = edge_index
-        geometry = unpack_frames(pos[target] - pos[source], frames, max_degree)
+        vectors = pos[target] - pos[source]
+        geometry = unpack_frames(vectors, frames, max_degree, may_vanish=may_vanish)
         if geometry is not None:
             return geometry
         reason = "positions have moved, or are of higher precision than the frames"

@@ -50,9 +50,20 @@ def _may_look(tensor: Tensor) -> bool:
 
 
 def edge_geometry(
-    max_degree: int, edge_index: Tensor, pos: Tensor | None, geometry: EdgeGeometry | None
+    max_degree: int,
+    edge_index: Tensor,
+    pos: Tensor | None,
+    geometry: EdgeGeometry | None,
+    may_vanish: bool = True,
 ) -> EdgeGeometry:
     """Given geometry, or that of the positions ``[N, 3]``, of which exactly one must be given.
+
+    Args:
+        max_degree: largest degree.
+        edge_index: ``[2, E]``.
+        pos: positions.
+        geometry: of the edges.
+        may_vanish: see :meth:`pyg_se3.so3.EdgeGeometry.from_vectors`.
 
     Raises:
         ValueError: none or both given, positions of a wrong shape or (on the CPU) not finite.
@@ -74,7 +85,7 @@ def edge_geometry(
         first = int((~pos.isfinite()).any(1).nonzero()[0])
         raise ValueError(f"pos is not finite: node {first} is at {pos[first].tolist()}")
     source, target = edge_index
-    return EdgeGeometry.from_vectors(pos[target] - pos[source], max_degree)
+    return EdgeGeometry.from_vectors(pos[target] - pos[source], max_degree, may_vanish=may_vanish)
 
 
 def similar_edges(

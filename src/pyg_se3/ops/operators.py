@@ -49,7 +49,8 @@ def tfn_conv(
     codes = plan.code, (options or KernelOptions()).code, ""
     wigner = geometry.wigner[: plan.max_degree + 1]
     tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed)]
-    return _operator(*codes, _autocast_dtype(x), [source], tensors, list(tangents))
+    look, autocast = _may_vanish(geometry), _autocast_dtype(x)
+    return _operator(*codes, look, autocast, [source], tensors, list(tangents))
 
 
 def tfn_attention(
@@ -87,7 +88,8 @@ def tfn_attention(
     codes = plan.code, (options or KernelOptions()).code, shape.code
     wigner = geometry.wigner[: plan.max_degree + 1]
     tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed), query]
-    return _operator(*codes, _autocast_dtype(x), [source, target], tensors, list(tangents))
+    look, autocast = _may_vanish(geometry), _autocast_dtype(x)
+    return _operator(*codes, look, autocast, [source, target], tensors, list(tangents))
 
 
 def _is_eager(options: KernelOptions | None) -> bool:
@@ -103,6 +105,10 @@ def _matrices(
     return [matrix for matrices in by_group for matrix in matrices]
 
 
+def _may_vanish(geometry: EdgeGeometry) -> bool:
+    return geometry.unchecked or geometry.undirected is not None
+
+
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -113,13 +119,17 @@ def _operator(
     plan: str,
     options: str,
     shape: str,
+    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
     tangents: Sequence[Tensor],
 ) -> Tensor:
-    """The convolution, or with a shape and targets in ``index`` attention over it."""
-    function, arguments, _ = _call(plan, options, shape, autocast, index, tensors, tangents)
+    """The convolution, or with a shape and targets in ``index`` attention over it.
+
+    With ``look`` edges of zero length are looked for, which waits for devices, and refused.
+    """
+    function, arguments, _ = _call(plan, options, shape, look, autocast, index, tensors, tangents)
     with torch.no_grad():
         return function.forward(_Context(), *arguments)
 
@@ -129,6 +139,7 @@ def _(
     plan: str,
     options: str,
     shape: str,
+    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
@@ -146,6 +157,7 @@ def _backward_operator(
     plan: str,
     options: str,
     shape: str,
+    look: bool,
     autocast: torch.dtype | None,
     needed: Sequence[bool],
     gradient: Tensor,
@@ -154,7 +166,9 @@ def _backward_operator(
     tangents: Sequence[Tensor],
 ) -> list[Tensor]:
     """Gradients of all ``tensors``; of no elements where none is needed."""
-    function, arguments, places = _call(plan, options, shape, autocast, index, tensors, tangents)
+    function, arguments, places = _call(
+        plan, options, shape, look, autocast, index, tensors, tangents
+    )
     context = _Context()
     context.needs_input_grad = [False] * len(arguments)
     for place, need in zip(places, needed, strict=True):
@@ -176,6 +190,7 @@ def _(
     plan: str,
     options: str,
     shape: str,
+    look: bool,
     autocast: torch.dtype | None,
     needed: Sequence[bool],
     gradient: Tensor,
@@ -190,8 +205,7 @@ def _(
 
 
 def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *codes, autocast, index, tensors, tangents = inputs
-    ctx.codes, ctx.autocast = codes, autocast
+    *ctx.settings, index, tensors, tangents = inputs
     ctx.counts = len(index), len(tensors)
     ctx.needed = [tensor.requires_grad for tensor in tensors]
     ctx.save_for_backward(*index, *tensors, *tangents)
@@ -200,8 +214,7 @@ def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     saved, (first, count) = list(ctx.saved_tensors), ctx.counts
     gradients = _backward_operator(
-        *ctx.codes,
-        ctx.autocast,
+        *ctx.settings,
         ctx.needed,
         gradient,
         saved[:first],
@@ -210,7 +223,7 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     )
     found = [part if need else None for part, need in zip(gradients, ctx.needed, strict=True)]
     tangents = len(saved) - first - count
-    return None, None, None, None, [None] * first, found, [None] * tangents
+    return None, None, None, None, None, [None] * first, found, [None] * tangents
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
@@ -230,6 +243,7 @@ def _call(
     plan: str,
     options: str,
     shape: str,
+    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
@@ -251,7 +265,7 @@ def _call(
         tuple(next(matrices) for _ in range(group.max_order + 1)) for group in problem.groups
     )
     # A rotation's rows have length 1; kernels leave edges without direction to others.
-    if degrees > 1 and bool((wigner[1] == 0).all(-1).any()):
+    if look and degrees > 1 and bool((wigner[1] == 0).all(-1).any()):
         raise ValueError(
             "compiled models do not take edges of zero length; remove self-loops and "
             "coinciding nodes, or do not compile"

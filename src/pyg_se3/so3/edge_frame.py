@@ -80,6 +80,15 @@ def wigner_d(rotations: Tensor, max_degree: int) -> list[Tensor]:
     return matrices
 
 
+def any_vanish(vectors: Tensor) -> bool:
+    """Whether an edge has zero length, from vectors ``[E, 3]``; waits for other devices."""
+    return bool(_vanish(vectors.square().sum(-1)).any())
+
+
+def _vanish(squared: Tensor) -> Tensor:
+    return squared < ZERO_LENGTH**2
+
+
 def lengths_and_directions(
     vectors: Tensor, may_vanish: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -95,7 +104,7 @@ def lengths_and_directions(
     """
     squared = vectors.square().sum(-1)
     if may_vanish:
-        vanishes = squared < ZERO_LENGTH**2
+        vanishes = _vanish(squared)
         compiling = torch.compiler.is_compiling()
         if compiling or bool(vanishes.any()):
             # keep 0/0 and the infinite slope of sqrt at 0 out of values and gradients
@@ -120,6 +129,7 @@ class EdgeGeometry:
         wigner: per degree ``[E, 2l+1, 2l+1]``, the Wigner-D matrices of :func:`polar_rotation`;
             zero for degrees above 0 where an edge has no direction.
         undirected: indices of the edges of zero length, or ``None`` if there is none.
+        unchecked: whether nobody looked for edges of zero length, of which there may be some.
         runs: ``0, .., E``, where runs of similar edges begin and end, for kernels to make use of;
             empty if edges are sorted, but not divided, ``None`` if they are in any order.
         shared: what kernels derived from this geometry, kept for other layers; without gradient.
@@ -129,6 +139,7 @@ class EdgeGeometry:
     distance: Tensor
     wigner: tuple[Tensor, ...]
     undirected: Tensor | None = None
+    unchecked: bool = False
     runs: tuple[int, ...] | None = None
     shared: dict[Hashable, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -154,13 +165,14 @@ class EdgeGeometry:
             )
         distance, directions, undirected = lengths_and_directions(vectors, may_vanish)
         wigner = wigner_d(polar_rotation(directions), max_degree)
-        if torch.compiler.is_compiling() and may_vanish:
+        unchecked = may_vanish and torch.compiler.is_compiling()
+        if unchecked:
             keep = (distance != 0).to(distance.dtype)[:, None, None]
             wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
         elif undirected is not None:
             keep = torch.ones_like(distance).index_fill(0, undirected, 0.0)[:, None, None]
             wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
-        return cls(vectors, distance, tuple(wigner), undirected)
+        return cls(vectors, distance, tuple(wigner), undirected, unchecked)
 
     @property
     def num_edges(self) -> int:

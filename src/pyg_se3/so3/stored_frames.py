@@ -28,7 +28,9 @@ def pack_frames(geometry: EdgeGeometry) -> Tensor:
     return torch.cat([matrix.flatten(1) for matrix in geometry.wigner[1:]], dim=1)
 
 
-def unpack_frames(vectors: Tensor, frames: Tensor, max_degree: int) -> EdgeGeometry | None:
+def unpack_frames(
+    vectors: Tensor, frames: Tensor, max_degree: int, *, may_vanish: bool = True
+) -> EdgeGeometry | None:
     """Geometry from stored frames, if they belong to these edges.
 
     The middle column of D_1 is the direction of the edge, so a look at it tells whether the
@@ -38,6 +40,7 @@ def unpack_frames(vectors: Tensor, frames: Tensor, max_degree: int) -> EdgeGeome
         vectors: target minus source position ``[E, 3]``.
         frames: of :func:`pack_frames`, ``[E, K]``, possibly of a lower precision.
         max_degree: largest degree wanted; frames may reach further.
+        may_vanish: look for edges of zero length.
 
     Returns:
         The geometry in the type of ``vectors``, or ``None`` if an edge has another direction than
@@ -55,7 +58,7 @@ def unpack_frames(vectors: Tensor, frames: Tensor, max_degree: int) -> EdgeGeome
         )
     if frames.dtype not in _TOLERANCE:
         raise ValueError(f"edge frames have type {frames.dtype}, expected one of {[*_TOLERANCE]}")
-    distance, directions, undirected = lengths_and_directions(vectors, may_vanish=True)
+    distance, directions, undirected = lengths_and_directions(vectors, may_vanish)
     if undirected is not None:
         directions = directions.index_fill(0, undirected, 0.0)
     tolerance = _TOLERANCE[frames.dtype]

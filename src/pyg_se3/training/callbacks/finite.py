@@ -99,14 +99,10 @@ class StopOnNonFinite(pl.Callback):
         total: Any = trainer.strategy.reduce(loss, reduce_op="sum")
         if bool(torch.isfinite(total)):
             return
-        cause = _find_cause(trainer, pl_module, self._batch)
-        causes: list[str | None] = [cause]
-        if trainer.world_size > 1:
-            causes *= trainer.world_size
-            torch.distributed.all_gather_object(causes, cause)
-        found = next(
-            (c for c in causes if c), "run again, the batch gives finite values everywhere"
-        )
+        found = _of_all(trainer, _spoilt_input(pl_module, self._batch))
+        if found is None:
+            found = _of_all(trainer, _spoilt_output(trainer, pl_module, self._batch))
+        found = found or "run again, the batch gives finite values everywhere"
         raise _error(f"the training loss is {float(total)}", found, trainer)
 
     def on_exception(
@@ -115,7 +111,10 @@ class StopOnNonFinite(pl.Callback):
         """Add the cause where a kernel's linear algebra failed: numbers that are not finite."""
         if not isinstance(exception, torch.linalg.LinAlgError) or self._batch is None:
             return
-        found = _find_cause(trainer, pl_module, self._batch)
+        found = _spoilt_input(pl_module, self._batch)
+        # With FSDP a model runs in all processes or in none, and this one is alone.
+        if found is None and not isinstance(trainer.strategy, FSDPStrategy):
+            found = _spoilt_output(trainer, pl_module, self._batch)
         if found is not None:
             exception.__cause__ = _error("numbers are not finite", found, trainer)
 
@@ -135,18 +134,33 @@ def _end_together(trainer: pl.Trainer, what: str, found: str | None) -> None:
         raise _error(what, found or "it is in another process", trainer)
 
 
-def _find_cause(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str | None:
-    """What is not finite: the batch, the weights, or a layer's output; None if nothing is."""
+def _of_all(trainer: pl.Trainer, cause: str | None) -> str | None:
+    """The first cause that a process found."""
+    causes = [cause] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(causes, cause)
+    return next((c for c in causes if c is not None), None)
+
+
+def _spoilt_input(pl_module: pl.LightningModule, batch: Any) -> str | None:
+    """What is not finite in the batch or the weights, if anything is."""
     for name, value in batch.to_dict().items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             return f"batch.{name} is not finite in {_molecules(batch, name, value)}"
-    spoilt = _spoilt_weights(pl_module)
-    if spoilt is not None:
-        return spoilt
-    if isinstance(trainer.strategy, FSDPStrategy):
-        return "the layer cannot be named, as FSDP divides it among processes; trainer=ddp names it"
-    with trainer.precision_plugin.train_step_context():
-        name = first_non_finite(pl_module.net, lambda: pl_module(batch))
+    return _spoilt_weights(pl_module)
+
+
+def _spoilt_output(trainer: pl.Trainer, pl_module: Any, batch: Any) -> str | None:
+    """Which layer's output is not finite, if any is: runs the batch again."""
+
+    def run() -> None:
+        if isinstance(trainer.strategy, FSDPStrategy):  # gathers the weights of all processes
+            trainer.strategy.predict_step(batch, 0)
+            return
+        with trainer.precision_plugin.train_step_context():
+            pl_module(batch)
+
+    name = first_non_finite(pl_module.net, run)
     return None if name is None else f"the first layer whose output is not finite is {name}"
 
 
@@ -196,7 +210,8 @@ def first_non_finite(net: nn.Module, run: Callable[[], Any]) -> str | None:
     def hook(name: str) -> Any:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             if not found and any(not t.isfinite().all() for t in _tensors(output)):
-                found.append(f"{name} ({type(module).__name__})" if name else "the last")
+                path = name.replace("_fsdp_wrapped_module.", "")
+                found.append(f"{path} ({type(module).__name__})" if path else "the last")
 
         return look
 
