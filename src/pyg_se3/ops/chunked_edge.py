@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pyg_se3.ops.compression import RadialBasis, compressed_basis, full_basis, pruned_basis
 from pyg_se3.ops.edge_frames import EdgeFrames, FramePair
-from pyg_se3.ops.frame_products import couple
+from pyg_se3.ops.frame_products import couple, over_channels, over_ranks, uncouple
 from pyg_se3.ops.frame_rotation import channel_slices
 from pyg_se3.ops.plan import RadialGroup, TFNPlan
-from pyg_se3.ops.stacked_bases import ProductSums, StackedBases
+from pyg_se3.ops.stacked_bases import ProductSums, StackedBases, pad_columns
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class EdgeSettings:
         product_dtype: type of the large matrix products; sums and the rest stay in the type of x.
         activation_grad_dtype: type of the product for the gradient of the radial activations.
         bounds: ``0, .., E``, where runs of similar edges begin and end; a run shares a basis.
+        multiple: columns of the large products are padded to a multiple of this.
         store: keep keys and values for the backward pass rather than compute them again.
     """
 
@@ -52,6 +53,7 @@ class EdgeSettings:
     chunk_columns: int = 0
     bounds: tuple[int, ...] | None = None
     store: bool = False
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -194,9 +196,9 @@ class EdgeForm:
 
     def stacks(self, batch: Sequence[Block]) -> list[StackedBases]:
         """The bases of a batch, by group."""
-        hidden = self.plan.hidden
+        hidden, multiple = self.plan.hidden, self.settings.multiple
         return [
-            StackedBases([block.bases[index] for block in batch], hidden)
+            StackedBases([block.bases[index] for block in batch], hidden, multiple)
             for index in range(len(self.plan.groups))
         ]
 
@@ -278,6 +280,7 @@ class EdgeForm:
             rank = block.bases[index].rank
             for factor, matrix, rows in zip(factors, weights[index], outer[index], strict=True):
                 product = rows[:, : rank * factor.num_rows] @ matrix
+                product = product[:, : factor.components * factor.num_columns]
                 if product.dtype != like.dtype:
                     product = product.to(like.dtype)
                 target = layout.order(local, factor.order)[:, :, factor.columns]
@@ -376,7 +379,8 @@ class BlockBackward:
                 []
                 if exact is None or (exact is basis and narrow == form.settings.product_dtype)
                 else [
-                    StackedBases([exact], hidden).weights(w, narrow)[0] for w in form.packed[index]
+                    StackedBases([exact], hidden, form.settings.multiple).weights(w, narrow)[0]
+                    for w in form.packed[index]
                 ]
             )
 
@@ -422,18 +426,11 @@ class BlockBackward:
         return form.frames_in.rotate_out(dx, edges)
 
     def _message_gradient(self, dy: Tensor, factor: _Factor) -> Tensor:
-        """Gradient of the products with ``[A | B]``: ``[e * c, C or 2 C]``."""
+        """Gradient of the products with ``[A | B]``: ``[e * c, C or 2 C]``, padded."""
         form = self.form
-        dtype = form.settings.product_dtype
         pair = form.frames_out.layout.order(dy, factor.order)[:, :, factor.columns]
-        if factor.order == 0:
-            return pair[:, 0].to(dtype)
-        pair = pair.to(dtype)
-        rows = pair.new_empty(*pair.shape[:2], 2, factor.num_columns)
-        rows[:, :, 0] = pair
-        rows[:, 0, 1] = pair[:, 1]
-        torch.neg(pair[:, 0], out=rows[:, 1, 1])
-        return rows.view(-1, 2 * factor.num_columns)
+        rows = uncouple(pair, form.settings.product_dtype)
+        return pad_columns(rows, form.settings.multiple)
 
     def _product_gradient(self, index: int, factor: _Factor, rows: Tensor) -> Tensor:
         """Gradient of the outer products, ``[e, c, rank, K]``."""
@@ -453,7 +450,7 @@ class BlockBackward:
         basis = self.block.bases[index]
         target = self.form.frames_in.layout.order(dx, factor.order)[:, :, factor.rows]
         place = factor.order, factor.rows.start
-        _contract_values(back, basis.values[within, : basis.rank], target, add=place in written)
+        over_ranks(back, basis.values[within, : basis.rank], target, add=place in written)
         written.add(place)
 
     def _activation_gradient(
@@ -470,34 +467,9 @@ class BlockBackward:
                 -1, factor.components, exact.width, factor.num_rows
             )
         x = self.form.frames_in.layout.order(local, m)[:, :, factor.rows]
-        part = _contract_channels(back, x)
+        part = over_channels(back, x)
         target = self.total.radial[index][edges]
         if exact.active is None:
             target += part
         else:
             target.index_add_(1, exact.active, part)
-
-
-def _contract_values(back: Tensor, values: Tensor, target: Tensor, add: bool) -> None:
-    """Write or add ``sum_r a_er back_ecrK``, from ``[e, c, r, K]`` and ``[e, r]``."""
-    edges, components, rank, _ = back.shape
-    if rank <= 12 and back.device.type == "cpu":
-        # a few multiply-adds beat many tiny matrix products
-        if not add:
-            if rank == 0:
-                target.zero_()
-            else:
-                torch.mul(back[:, :, 0], values[:, :1, None], out=target)
-        for r in range(0 if add else 1, rank):
-            target.addcmul_(back[:, :, r], values[:, r : r + 1, None])
-        return
-    rows = values.to(back.dtype)[:, None, None, :].expand(edges, components, 1, rank)
-    flat = torch.bmm(rows.reshape(-1, 1, rank), back.flatten(0, 1)).view_as(target)
-    target.add_(flat) if add else target.copy_(flat)
-
-
-def _contract_channels(back: Tensor, x: Tensor) -> Tensor:
-    """``sum_cK back_ecrK x_ecK``: ``[e, r]`` from ``[e, c, r, K]`` and ``[e, c, K]``."""
-    edges, components, rank, _ = back.shape
-    flat = torch.bmm(back.flatten(0, 1), x.to(back.dtype).reshape(edges * components, -1, 1))
-    return flat.view(edges, components, rank).sum(1).to(x.dtype)

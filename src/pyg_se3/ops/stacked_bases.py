@@ -12,6 +12,12 @@ from torch.nn.functional import pad
 from pyg_se3.ops.compression import RadialBasis
 
 
+def pad_columns(rows: Tensor, multiple: int) -> Tensor:
+    """Add columns of zeros up to the next multiple."""
+    missing = -rows.shape[1] % multiple
+    return pad(rows, (0, missing)) if missing else rows
+
+
 @dataclass(frozen=True)
 class StackedBases:
     """Bases of several blocks of edges for the activations of one radial MLP.
@@ -19,19 +25,21 @@ class StackedBases:
     Attributes:
         bases: of the blocks; either all of them are the activations themselves, or none is.
         hidden: number H of radial activations.
+        multiple: what the columns C of weights are padded to a multiple of, with zeros.
     """
 
     bases: Sequence[RadialBasis]
     hidden: int
+    multiple: int = 1
 
     def weights(self, packed: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """For each basis the rows ``[rank * K, C]`` of a packed weight ``[H * K, C]`` that fit."""
         if self.bases[0].is_identity:
-            return [packed.to(dtype)] * len(self.bases)
+            return [pad_columns(packed.to(dtype), self.multiple)] * len(self.bases)
         rows = torch.cat([basis.rows(self.hidden) for basis in self.bases])
         fitting = (rows @ packed.view(self.hidden, -1)).to(dtype)
         parts = fitting.split([basis.rank for basis in self.bases])
-        return [part.view(-1, packed.shape[1]) for part in parts]
+        return [pad_columns(part.view(-1, packed.shape[1]), self.multiple) for part in parts]
 
     def padded_rows(self) -> Tensor:
         """``[sum w, H]``: the rows of every basis, zero for columns that make no messages."""
@@ -73,10 +81,13 @@ class ProductSums:
             self._parts = [part.view(-1, columns) for part in self._room.split(widths)]
 
     def add(self, index: int, outer: Tensor, gradient: Tensor) -> None:
-        """Add ``outer^T gradient``, ``[w * K, C]``, of some edges of a block."""
+        """Add ``outer^T gradient``, ``[w * K, C]``, of some edges of a block.
+
+        The gradient may have more columns, which are padding.
+        """
         part = self._parts[index]
-        if outer.dtype != part.dtype:
-            product = outer.T @ gradient
+        if outer.dtype != part.dtype or gradient.shape[1] != part.shape[1]:
+            product = (outer.T @ gradient)[:, : part.shape[1]]
             part.copy_(product) if index not in self._filled else part.add_(product)
         elif index in self._filled:
             part.addmm_(outer.T, gradient)
