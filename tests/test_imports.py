@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "pyg_se3"
-MATHS = {"fiber", "so3"}
+MATHS = {"autocast", "fiber", "so3"}
 MAY_IMPORT = {
+    "autocast": set(),
     "fiber": set(),
-    "so3": set(),
+    "so3": {"autocast"},
     "ops": MATHS,
     "nn": MATHS | {"ops"},
     "models": MATHS | {"ops", "nn"},

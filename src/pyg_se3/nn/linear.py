@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.fiber import Fiber
 from pyg_se3.so3.constants import traceable_constant
 
@@ -98,18 +99,13 @@ class _UniformLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        fibers: tuple[Fiber, ...],
-        fiber_out: Fiber,
-        dtype: torch.dtype,
-        *tensors: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:  # see _Linear
         """Map component by component, each with the weight of its degree."""
+        fibers, fiber_out, dtype, *tensors = arguments
         ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype
         ctx.save_for_backward(*tensors)
         features, weights = tensors[: len(fibers)], tensors[len(fibers) :]
-        with torch.autocast(features[0].device.type, enabled=False):
+        with no_autocast(features[0].device.type):
             parts = [_by_component(f, x, dtype) for f, x in zip(fibers, features, strict=True)]
             joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             matrices, _ = _component_weights(fiber_out, weights, dtype)
@@ -122,7 +118,7 @@ class _UniformLinear(torch.autograd.Function):
         fibers, fiber_out, dtype = ctx.fibers, ctx.fiber_out, ctx.dtype
         saved = ctx.saved_tensors  # once: a checkpoint around this gives them out only once
         features, weights = saved[: len(fibers)], saved[len(fibers) :]
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with no_autocast(gradients[0].device.type):
             dy = _by_component(fiber_out, gradients[0], dtype)
             matrices, component = _component_weights(fiber_out, weights, dtype)
             dfeatures: list[Tensor | None] = []
@@ -157,20 +153,15 @@ class _PackedLinear(torch.autograd.Function):
     """Of any features. Keeps them packed for the backward pass, not a copy of every degree."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        fibers: tuple[Fiber, ...],
-        fiber_out: Fiber,
-        dtype: torch.dtype,
-        *tensors: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Map degree by degree."""
+        fibers, fiber_out, dtype, *tensors = arguments
         ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype
         ctx.save_for_backward(*tensors)
         features, weights = tensors[: len(fibers)], tensors[len(fibers) :]
         y = features[0].new_empty(features[0].shape[0], fiber_out.dim)
         blocks = [fiber.split(x) for fiber, x in zip(fibers, features, strict=True)]
-        with torch.autocast(y.device.type, enabled=False):
+        with no_autocast(y.device.type):
             for (degree, target), weight in zip(fiber_out.split(y).items(), weights, strict=True):
                 products = [
                     blocks[index][degree].to(dtype) @ weight[:, columns].to(dtype).T
@@ -186,7 +177,7 @@ class _PackedLinear(torch.autograd.Function):
         saved = ctx.saved_tensors  # once: a checkpoint around this gives them out only once
         features, weights = saved[: len(fibers)], saved[len(fibers) :]
         needed = ctx.needs_input_grad[3:]
-        with torch.autocast(gradients[0].device.type, enabled=False):
+        with no_autocast(gradients[0].device.type):
             dy = {degree: part.to(dtype) for degree, part in fiber_out.split(gradients[0]).items()}
             blocks = [fiber.split(x) for fiber, x in zip(fibers, features, strict=True)]
             dblocks: list[dict[int, Tensor]] = [{} for _ in fibers]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.ops.chunked_edge import EdgeGradients, EdgeNeeds
 from pyg_se3.ops.packing import PackedWeights
 
@@ -70,7 +71,7 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def run(ctx: Any, *arguments: Any) -> Any:
         device = next(a.device.type for a in arguments if isinstance(a, Tensor))
-        with torch.autocast(device, enabled=False):
+        with no_autocast(device):
             return function(ctx, *arguments)
 
     return run

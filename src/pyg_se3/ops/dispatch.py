@@ -199,10 +199,11 @@ def expands_radial(geometry: EdgeGeometry, options: KernelOptions) -> bool:
 
 def wants_similar_edges(plan: TFNPlan, x: Tensor, num_edges: int, options: KernelOptions) -> bool:
     """Whether the kernel for node features ``x`` compresses, and so gains from sorted edges."""
+    if torch.compiler.is_compiling():  # a look at the size would tie what is compiled to it
+        compress = _compresses(x.device, plan, options, FEW_EDGES)
+        return compress and options.kernel in ("auto", "edge")
     if not _compresses(x.device, plan, options, num_edges):
         return False
-    if torch.compiler.is_compiling():  # the choice would tie what is compiled to one size
-        return options.kernel in ("auto", "edge")
     return choose_kernel(plan, x, num_edges, options) == "edge"
 
 
@@ -281,7 +282,8 @@ def choose_kernel(plan: TFNPlan, x: Tensor, num_edges: int, options: KernelOptio
                 kernel = "weights"
             elif source_cost(plan, nodes, slots, compress) < edge_cost(plan, num_edges, compress):
                 kernel = "source"
-    _log_choice(kernel, x.device.type)
+    if not torch.compiler.is_compiling():
+        _log_choice(kernel, x.device.type)
     return kernel
 
 
@@ -289,8 +291,8 @@ def _compresses(
     device: torch.device, plan: TFNPlan, options: KernelOptions, num_edges: int
 ) -> bool:
     if options.compress is None:
-        suits = plan.rectified and options.kernel != "triton" and num_edges >= FEW_EDGES
-        return suits and device.type == "cpu"
+        suits = plan.rectified and options.kernel not in ("triton", "weights")
+        return suits and num_edges >= FEW_EDGES and device.type == "cpu"
     if options.compress and not plan.rectified:
         raise ValueError(
             "compress=True needs radial activations that come out of a ReLU; "

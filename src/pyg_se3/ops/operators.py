@@ -20,6 +20,7 @@ from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import Layout
 from pyg_se3.ops.edge_autograd import EdgeAttention, EdgeConv
 from pyg_se3.ops.edge_frames import edge_frames
+from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import PackedWeights, pack_plan
 from pyg_se3.ops.plan import PairWeights, TFNPlan
@@ -49,8 +50,10 @@ def tfn_conv(
     codes = plan.code, (options or KernelOptions()).code, ""
     wigner = geometry.wigner[: plan.max_degree + 1]
     tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed)]
-    look, autocast = _may_vanish(geometry), _autocast_dtype(x)
-    return _operator(*codes, look, autocast, [source], tensors, list(tangents))
+    y = _operator(*codes, _autocast_dtype(x), [source], tensors, list(tangents))
+    if geometry.undirected is not None:
+        y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
+    return y
 
 
 def tfn_attention(
@@ -85,11 +88,16 @@ def tfn_attention(
             tangents,
             expansion,
         )
+    if geometry.undirected is not None:
+        messages = tfn_conv(
+            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
+        )
+        return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
     codes = plan.code, (options or KernelOptions()).code, shape.code
     wigner = geometry.wigner[: plan.max_degree + 1]
     tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed), query]
-    look, autocast = _may_vanish(geometry), _autocast_dtype(x)
-    return _operator(*codes, look, autocast, [source, target], tensors, list(tangents))
+    index = [source, target]
+    return _operator(*codes, _autocast_dtype(x), index, tensors, list(tangents))
 
 
 def _is_eager(options: KernelOptions | None) -> bool:
@@ -105,10 +113,6 @@ def _matrices(
     return [matrix for matrices in by_group for matrix in matrices]
 
 
-def _may_vanish(geometry: EdgeGeometry) -> bool:
-    return geometry.unchecked or geometry.undirected is not None
-
-
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
@@ -119,17 +123,13 @@ def _operator(
     plan: str,
     options: str,
     shape: str,
-    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
     tangents: Sequence[Tensor],
 ) -> Tensor:
-    """The convolution, or with a shape and targets in ``index`` attention over it.
-
-    With ``look`` edges of zero length are looked for, which waits for devices, and refused.
-    """
-    function, arguments, _ = _call(plan, options, shape, look, autocast, index, tensors, tangents)
+    """The convolution, or with a shape and targets in ``index`` attention over it."""
+    function, arguments, _ = _call(plan, options, shape, autocast, index, tensors, tangents)
     with torch.no_grad():
         return function.forward(_Context(), *arguments)
 
@@ -139,7 +139,6 @@ def _(
     plan: str,
     options: str,
     shape: str,
-    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
@@ -157,7 +156,6 @@ def _backward_operator(
     plan: str,
     options: str,
     shape: str,
-    look: bool,
     autocast: torch.dtype | None,
     needed: Sequence[bool],
     gradient: Tensor,
@@ -166,9 +164,7 @@ def _backward_operator(
     tangents: Sequence[Tensor],
 ) -> list[Tensor]:
     """Gradients of all ``tensors``; of no elements where none is needed."""
-    function, arguments, places = _call(
-        plan, options, shape, look, autocast, index, tensors, tangents
-    )
+    function, arguments, places = _call(plan, options, shape, autocast, index, tensors, tangents)
     context = _Context()
     context.needs_input_grad = [False] * len(arguments)
     for place, need in zip(places, needed, strict=True):
@@ -190,7 +186,6 @@ def _(
     plan: str,
     options: str,
     shape: str,
-    look: bool,
     autocast: torch.dtype | None,
     needed: Sequence[bool],
     gradient: Tensor,
@@ -223,7 +218,7 @@ def _backward(ctx, gradient):  # type: ignore[no-untyped-def]
     )
     found = [part if need else None for part, need in zip(gradients, ctx.needed, strict=True)]
     tangents = len(saved) - first - count
-    return None, None, None, None, None, [None] * first, found, [None] * tangents
+    return None, None, None, None, [None] * first, found, [None] * tangents
 
 
 _operator.register_autograd(_backward, setup_context=_setup_context)
@@ -243,17 +238,12 @@ def _call(
     plan: str,
     options: str,
     shape: str,
-    look: bool,
     autocast: torch.dtype | None,
     index: Sequence[Tensor],
     tensors: Sequence[Tensor],
     tangents: Sequence[Tensor],
 ) -> tuple[Any, list[Any], list[int]]:
-    """The autograd function, its arguments, and where ``tensors`` are among them.
-
-    Raises:
-        ValueError: an edge has zero length.
-    """
+    """The autograd function, its arguments, and where ``tensors`` are among them."""
     problem, how = TFNPlan.from_code(plan), KernelOptions.from_code(options)
     attention = AttentionShape.from_code(shape) if shape else None
     x, rest = tensors[0], list(tensors[1:])
@@ -264,12 +254,6 @@ def _call(
     packed = tuple(
         tuple(next(matrices) for _ in range(group.max_order + 1)) for group in problem.groups
     )
-    # A rotation's rows have length 1; kernels leave edges without direction to others.
-    if look and degrees > 1 and bool((wigner[1] == 0).all(-1).any()):
-        raise ValueError(
-            "compiled models do not take edges of zero length; remove self-loops and "
-            "coinciding nodes, or do not compile"
-        )
     kernel = dispatch.choose_kernel(problem, x, index[0].numel(), how)
     with torch.autocast(x.device.type, dtype=autocast, enabled=autocast is not None):
         settings = dispatch.edge_settings(problem, kernel, wigner[0], None, how)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.fiber import Fiber
 from pyg_se3.ops.plan import Pair, PairWeights, RadialGroup, TFNPlan, num_frequencies
 from pyg_se3.so3 import clebsch_gordan
@@ -92,17 +93,19 @@ def _matrix_shapes(plan: TFNPlan, group: RadialGroup) -> tuple[tuple[int, int, i
 
 
 class _Pack(torch.autograd.Function):
-    """A group's weights by degree pair to one matrix per ``|m|``, in one pass over them."""
+    """A group's weights by degree pair to one matrix per ``|m|``, in one pass over them.
+
+    Takes a plan, a group and its weights.
+    """
 
     @staticmethod
-    def forward(
-        ctx: Any, plan: TFNPlan, group: RadialGroup, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # see traceable_forward
         """Mix what each pair has by J, and put it in its places."""
+        plan, group, *weights = arguments
         ctx.plan, ctx.group = plan, group
         packed = [weights[0].new_empty(shape) for shape in _matrix_shapes(plan, group)]
         # Autocast would round weights that may be kept for later calls.
-        with torch.autocast(weights[0].device.type, enabled=False):
+        with no_autocast(weights[0].device.type):
             for (pair, places), weight in zip(_places(plan, group).items(), weights, strict=True):
                 table = _frame_coefficients(*pair, weight.dtype, weight.device)
                 mixed = (table @ weight.flatten(1)).view(weight.shape)
@@ -118,16 +121,17 @@ class _Pack(torch.autograd.Function):
 
 
 class _Unpack(torch.autograd.Function):
-    """Transpose of :class:`_Pack`."""
+    """Transpose of :class:`_Pack`, of its outputs."""
 
     @staticmethod
-    def forward(ctx: Any, plan: TFNPlan, group: RadialGroup, *packed: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         """Take each pair's part out of its places, and mix."""
+        plan, group, *packed = arguments
         ctx.plan, ctx.group = plan, group
         shapes = _matrix_shapes(plan, group)
         matrices = [matrix.view(shape) for matrix, shape in zip(packed, shapes, strict=True)]
         weights = []
-        with torch.autocast(packed[0].device.type, enabled=False):
+        with no_autocast(packed[0].device.type):
             for pair, places in _places(plan, group).items():
                 mixed = packed[0].new_empty(plan.weight_shape(pair))
                 table = _frame_coefficients(*pair, mixed.dtype, mixed.device)

@@ -9,6 +9,14 @@ from torch import Tensor
 
 from pyg_se3.ops.plan import PairWeights, TFNPlan
 from pyg_se3.so3 import EdgeGeometry, clebsch_gordan, spherical_harmonics
+from pyg_se3.so3.constants import traceable_constant
+
+
+@traceable_constant(lambda j, low, high: (2 * high + 1, 2 * low + 1, 2 * j + 1))
+def _coupling(
+    degree_j: int, degree_in: int, degree_out: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return clebsch_gordan(degree_j, degree_in, degree_out).to(device=device, dtype=dtype)
 
 
 def tfn_conv_reference(
@@ -51,7 +59,7 @@ def tfn_conv_reference(
                     torch.einsum(
                         "em,klm->ekl",
                         harmonics[j],
-                        clebsch_gordan(j, degree_in, degree_out).to(harmonics[j]),
+                        _coupling(j, degree_in, degree_out, vectors.dtype, vectors.device),
                     )
                     for j in range(abs(degree_in - degree_out), degree_in + degree_out + 1)
                 ],

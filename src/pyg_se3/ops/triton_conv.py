@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import (
     Layout,
@@ -300,7 +301,7 @@ def triton_attention(
     _check(settings, x)
     if torch.compiler.is_compiling():
         messages = _traced_messages(plan, settings, x, source, radial, geometry, packed)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             return shape.attend(messages, plan.fiber_out, query, target)
     wigner = geometry.wigner[: plan.max_degree + 1]
     layout = Layout.of(radial, wigner, packed)
@@ -319,7 +320,7 @@ def _traced_messages(
 ) -> Tensor:
     """All messages in one graph: the compiler chooses what to rebuild in the backward pass."""
     dtype = settings.product_dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         wigner = geometry.wigner[: plan.max_degree + 1]
         return edge_form(plan, x[source], radial, wigner, packed, dtype, triton_product)
 

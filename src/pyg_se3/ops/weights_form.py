@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.fiber import Fiber
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.chunked_edge import EdgeSettings
@@ -56,7 +57,7 @@ def weights_conv(
         geometry: of the edges.
         weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         dtype, edges = settings.product_dtype, source.numel()
         alike = 2 if geometry.shared.get(PAIRED) and all(map(_alike, radial)) else 1
         rows = [g[::alike].to(dtype) for g in radial]
@@ -100,7 +101,7 @@ def weights_attention(
         weights: as for :func:`weights_conv`.
     """
     messages = weights_conv(plan, settings, x, source, radial, geometry, weights)
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x.device.type):
         return shape.attend(messages, plan.fiber_out, query, target)
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
+from pyg_se3.autocast import no_autocast
 from pyg_se3.so3.clebsch_gordan import clebsch_gordan
 from pyg_se3.so3.constants import traceable_constant
 
@@ -70,7 +71,7 @@ def wigner_d(rotations: Tensor, max_degree: int) -> list[Tensor]:
     matrices = [rotations.new_ones(edges, 1, 1)]
     if max_degree >= 1:
         matrices.append(rotations)
-    with torch.autocast(rotations.device.type, enabled=False):  # geometry keeps its precision
+    with no_autocast(rotations.device.type):  # geometry keeps its precision
         for degree in range(2, max_degree + 1):
             size = (2 * degree - 1) ** 2
             previous = matrices[-1].reshape(edges, 1, size)
@@ -101,22 +102,38 @@ def lengths_and_directions(
     Returns:
         lengths ``[E]``, unit vectors ``[E, 3]``, and the indices of the edges of zero length, or
         ``None`` if there is none.
+
+    Raises:
+        ValueError: there is one and the caller is compiled.
     """
     squared = vectors.square().sum(-1)
-    if may_vanish:
+    if may_vanish and torch.compiler.is_compiling():
+        squared = _without_vanishing(squared)
+    elif may_vanish:
         vanishes = _vanish(squared)
-        compiling = torch.compiler.is_compiling()
-        if compiling or bool(vanishes.any()):
+        if bool(vanishes.any()):
             # keep 0/0 and the infinite slope of sqrt at 0 out of values and gradients
             safe = torch.where(vanishes, torch.ones_like(squared), squared).sqrt()
             distance = torch.where(vanishes, torch.zeros_like(safe), safe)
             pole = vectors.new_tensor([0.0, 1.0, 0.0])
             directions = torch.where(vanishes[:, None], pole, vectors / safe[:, None])
-            if compiling:  # the operators of pyg_se3.ops look for lengths of 0 themselves
-                return distance, directions, None
             return distance, directions, vanishes.nonzero().squeeze(-1)
     distance = squared.sqrt()
     return distance, vectors / distance[:, None], None
+
+
+@library.custom_op("pyg_se3::without_vanishing", mutates_args=())
+def _without_vanishing(squared: Tensor) -> Tensor:
+    if bool(_vanish(squared).any()):
+        raise ValueError(
+            "compiled models do not take edges of zero length; remove self-loops and "
+            "coinciding nodes, or do not compile"
+        )
+    return squared.clone()
+
+
+_without_vanishing.register_fake(torch.empty_like)
+_without_vanishing.register_autograd(lambda ctx, gradient: gradient)
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,6 @@ class EdgeGeometry:
         wigner: per degree ``[E, 2l+1, 2l+1]``, the Wigner-D matrices of :func:`polar_rotation`;
             zero for degrees above 0 where an edge has no direction.
         undirected: indices of the edges of zero length, or ``None`` if there is none.
-        unchecked: whether nobody looked for edges of zero length, of which there may be some.
         runs: ``0, .., E``, where runs of similar edges begin and end, for kernels to make use of;
             empty if edges are sorted, but not divided, ``None`` if they are in any order.
         shared: what kernels derived from this geometry, kept for other layers; without gradient.
@@ -139,7 +155,6 @@ class EdgeGeometry:
     distance: Tensor
     wigner: tuple[Tensor, ...]
     undirected: Tensor | None = None
-    unchecked: bool = False
     runs: tuple[int, ...] | None = None
     shared: dict[Hashable, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -165,14 +180,10 @@ class EdgeGeometry:
             )
         distance, directions, undirected = lengths_and_directions(vectors, may_vanish)
         wigner = wigner_d(polar_rotation(directions), max_degree)
-        unchecked = may_vanish and torch.compiler.is_compiling()
-        if unchecked:
-            keep = (distance != 0).to(distance.dtype)[:, None, None]
-            wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
-        elif undirected is not None:
+        if undirected is not None:
             keep = torch.ones_like(distance).index_fill(0, undirected, 0.0)[:, None, None]
             wigner = [wigner[0], *(matrix * keep for matrix in wigner[1:])]
-        return cls(vectors, distance, tuple(wigner), undirected, unchecked)
+        return cls(vectors, distance, tuple(wigner), undirected)
 
     @property
     def num_edges(self) -> int:
