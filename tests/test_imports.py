@@ -15,8 +15,8 @@ MAY_IMPORT = {
     "nn": MATHS | {"ops"},
     "models": MATHS | {"ops", "nn"},
     "data": MATHS,
-    "training": MATHS | {"ops", "nn", "models", "data"},
-    "compat": MATHS | {"ops", "nn", "models", "data", "training"},
+    "training": MATHS | {"ops", "nn", "models"},
+    "compat": MATHS | {"ops", "nn", "models", "training"},
     "cli": MATHS | {"ops", "nn", "models", "data", "training", "compat"},
     "testing": MATHS,
 }
