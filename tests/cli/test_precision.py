@@ -59,6 +59,11 @@ def test_float16_scales_its_gradients(device, command, tiny, tmp_path):
     assert later["scale"] > 1 and later["_growth_tracker"] != saved["_growth_tracker"]
 
 
+def test_weights_in_16_bits_are_refused(command, tiny):
+    done = command("train", *tiny, "trainer=cpu", "trainer.precision=bf16-true", code=1)
+    assert "expected 32, bf16-mixed, 16-mixed or 64" in done.stderr
+
+
 def test_evaluating_in_float16(command, tiny, tmp_path):
     command("train", *tiny, *SHORT, "trainer=cpu")
     exact = json.loads((tmp_path / "run" / "summary.json").read_text())["targets"]["homo"]["mae"]

@@ -216,6 +216,7 @@ BAD_INPUT = [
     ({"pos": None}, ValueError, "neither"),
     ({"pos": torch.zeros(6, 3)}, ValueError, "pos is of 6 nodes, x of 7"),
     ({"pos": torch.full((7, 3), math.nan)}, ValueError, "pos is not finite"),
+    ({"pos": torch.rand(7, 3).to(torch.bfloat16)}, ValueError, "geometry have type torch.bfloat16"),
     ({"edge_attr": None}, ValueError, "edge_attr is missing"),
     ({"edge_attr": torch.zeros(19, 5)}, ValueError, r"\[19, 5\], expected \[20, 5\]"),
     ({"batch": torch.zeros(6, dtype=torch.long)}, ValueError, r"batch has shape \[6\]"),
@@ -227,6 +228,12 @@ def test_bad_input_is_named(model, graph, change, error, message):
     arguments = {name: value for name, value in graph}
     with pytest.raises(error, match=message):
         model(**{**arguments, **change})
+
+
+def test_weights_in_16_bits_are_refused(model, graph):
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    with pytest.raises(ValueError, match="run the model under torch.autocast"):
+        low(graph)
 
 
 def test_geometry_must_reach_the_models_degree(model, graph):

@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from pyg_se3.cli.errors import explain
-from pyg_se3.cli.precision import keep_float16
+from pyg_se3.cli.precision import settle_precision
 from pyg_se3.cli.run import continue_metrics, quieten_lightning
 from pyg_se3.data import MoleculeDataModule
 from pyg_se3.training import AtomicCheckpointIO, SE3Module, callbacks
@@ -81,7 +81,7 @@ class SE3CLI(LightningCLI):
             *(settings.get("callbacks") or []),
         ]
         trainer = super().instantiate_trainer(**kwargs)
-        keep_float16(settings.get("precision"), trainer)
+        settle_precision(settings.get("precision"), trainer)
         return trainer
 
     def before_fit(self) -> None:

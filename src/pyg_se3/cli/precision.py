@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.plugins import MixedPrecision
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from pyg_se3.cli.config import ConfigError
 from pyg_se3.training.machine import set_matmul_precision
 
 
@@ -16,8 +17,11 @@ def apply_precision(config: DictConfig, trainer: pl.Trainer) -> None:
     Args:
         config: Of a run.
         trainer: Made from it.
+
+    Raises:
+        ConfigError: If weights would have 16 bits or less.
     """
-    keep_float16(config.trainer.get("precision"), trainer)
+    settle_precision(config.trainer.get("precision"), trainer)
     matmul = config.get("matmul_precision")
     if matmul is None:
         return
@@ -32,7 +36,7 @@ def apply_precision(config: DictConfig, trainer: pl.Trainer) -> None:
         _tell(f"matmul_precision=high has no effect: {why}")
 
 
-def keep_float16(asked: object, trainer: pl.Trainer) -> None:
+def settle_precision(asked: object, trainer: pl.Trainer) -> None:
     """Use ``16-mixed`` on a CPU, too, where Lightning replaces it by ``bf16-mixed``.
 
     PyTorch's autocast and scaling of gradients work there, slowly: for trying out what will run on
@@ -41,10 +45,18 @@ def keep_float16(asked: object, trainer: pl.Trainer) -> None:
     Args:
         asked: The precision that was asked for.
         trainer: Made with it.
+
+    Raises:
+        ConfigError: If weights, too, would have 16 bits or less.
     """
     if str(asked) in ("16", "16-mixed") and trainer.precision != "16-mixed":
         device = trainer.strategy.root_device.type
         trainer.strategy.precision_plugin = MixedPrecision("16-mixed", device)
+    if trainer.precision not in ("32-true", "64-true", "bf16-mixed", "16-mixed"):
+        raise ConfigError(
+            f"trainer.precision={asked} would store weights and positions in 16 bits or less, "
+            "which no longer suffice for equivariance; expected 32, bf16-mixed, 16-mixed or 64"
+        )
 
 
 @rank_zero_only

@@ -59,7 +59,7 @@ def quieten_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # A step that 16-mixed skips is no mistake in the order of the calls.
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    # It is used nevertheless, see keep_float16.
+    # It is used nevertheless, see settle_precision.
     warnings.filterwarnings("ignore", message=".*AMP with fp16 is not supported on CPU")
     # A resumed run finds its checkpoints there; another run is refused.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
@@ -69,7 +69,7 @@ def build_trainer(config: DictConfig) -> pl.Trainer:
     """The trainer of a configuration, its callbacks and loggers included.
 
     Raises:
-        ConfigError: If it would start processes in a sweep.
+        ConfigError: If it would start processes in a sweep, or the precision is too low.
     """
     callbacks = [instantiate(c) for c in config.get("callbacks", {}).values() if c is not None]
     loggers = [instantiate(c) for c in config.get("logger", {}).values() if c is not None]

@@ -85,15 +85,33 @@ def radial_activations(
         sketch: whether a kernel may use tangents. They are of no use if the invariants themselves
             need a gradient, or if no parameter does.
         store: keep the hidden layers for the backward pass rather than compute them again.
+
+    Raises:
+        ValueError: parameters of 16 bits, or of another type than the invariants.
     """
     activations, tangents = [], []
     for profile in profiles:
         assert isinstance(profile, RadialProfile)
+        _check_type(profile, invariants)
         values = recomputed_rows(profile, invariants, store=store)
         activations.append(values)
         if sketch and values.requires_grad and not invariants.requires_grad:
             tangents.append(profile.tangents(invariants))
     return activations, tangents
+
+
+def _check_type(profile: nn.Module, invariants: Tensor) -> None:
+    dtype = next(profile.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the parameters have type {dtype}, expected torch.float32 or torch.float64; for "
+            "products in 16 bits run the model under torch.autocast"
+        )
+    if invariants.dtype != dtype:
+        raise ValueError(
+            f"the positions or geometry have type {invariants.dtype}, the parameters {dtype}; "
+            f"convert one of them, as with pos.to({dtype}) or model.to({invariants.dtype})"
+        )
 
 
 class RadialWeights(nn.Module):
