@@ -18,7 +18,7 @@ import torch
 
 from pyg_se3 import Fiber
 from pyg_se3.nn import RadialProfile
-from pyg_se3.ops import TFNPlan, pack_plan
+from pyg_se3.ops import ConvInputs, TFNPlan, pack_plan
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.compression import compressed_basis
 from pyg_se3.ops.cost import EDGE_CHUNK, CostFactors, source_chunk, work
@@ -95,9 +95,11 @@ def measure(case: tuple[int, int, int, int, int], repeats: int) -> tuple[list, l
     packed = tuple(tuple(m.requires_grad_() for m in ms) for ms in pack_plan(plan, weights))
     leaves = [x, radial, *(m for ms in packed for m in ms)]
 
+    inputs = ConvInputs(plan, x, source, [radial], geometry, weights, packed=lambda: packed)
+
     def step(form: Callable, chunk: int) -> object:
         settings = EdgeSettings(chunk, chunk, False, 1e-6, torch.float32, torch.float32)
-        y = form(plan, settings, x, source, [radial], geometry, packed)
+        y = form(inputs, settings)
         return torch.autograd.grad(y, leaves, y.detach())
 
     counts, hidden = work(plan), plan.hidden

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from pyg_se3 import Fiber
-from pyg_se3.ops import TFNPlan, pack_plan
+from pyg_se3.ops import ConvInputs, TFNPlan, pack_plan
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.edge_autograd import edge_conv
 from pyg_se3.ops.triton_conv import triton_conv
@@ -96,8 +96,10 @@ def measure(case: Case, kernel: str, device: torch.device, repeats: int) -> Timi
     settings = EdgeSettings(case.chunk, case.chunk, False, 1e-6, dtype, dtype)
     dy = torch.randn(case.edges, plan.fiber_out.dim, device=device)
 
+    inputs = ConvInputs(plan, x, source, [radial], geometry, weights, packed=lambda: packed)
+
     def forward() -> torch.Tensor:
-        return KERNELS[kernel](plan, settings, x, source, [radial], geometry, packed)
+        return KERNELS[kernel](inputs, settings)
 
     def step() -> object:
         return torch.autograd.grad(forward(), leaves, dy)

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from pyg_se3 import Fiber, KernelOptions
-from pyg_se3.ops import AttentionShape, TFNPlan, tfn_attention, tfn_conv
+from pyg_se3.ops import (
+    AttentionInputs,
+    AttentionShape,
+    ConvInputs,
+    TFNPlan,
+    tfn_attention,
+    tfn_conv,
+)
 from pyg_se3.so3 import EdgeGeometry
 
 HIDDEN = 5
@@ -56,20 +63,11 @@ class Problem:
         radial = [activation(leaves[f"radial {i}"]) for i in range(len(self.plan.groups))]
         weights = {pair: leaves[f"weight {pair}"] for pair in self.plan.pairs}
         geometry = EdgeGeometry.from_vectors(leaves["vectors"], self.plan.max_degree)
+        inputs = ConvInputs(self.plan, leaves["x"], self.source, radial, geometry, weights)
         if self.shape is None:
-            return tfn_conv(self.plan, leaves["x"], self.source, radial, geometry, weights, options)
-        return tfn_attention(
-            self.plan,
-            self.shape,
-            leaves["x"],
-            leaves["query"],
-            self.source,
-            self.target,
-            radial,
-            geometry,
-            weights,
-            options,
-        )
+            return tfn_conv(inputs, options)
+        attention = AttentionInputs(self.shape, leaves["query"], self.target)
+        return tfn_attention(inputs, attention, options)
 
     def derivatives(self, options, order=1):
         """Output, gradients of a projection of it and, for order 2, derivatives of these.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyg_se3 import Fiber
-from pyg_se3.ops import AttentionShape, TFNPlan, pack_plan
+from pyg_se3.ops import AttentionInputs, AttentionShape, ConvInputs, TFNPlan
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.cost import edge_cost, source_cost, work
 from pyg_se3.ops.reference import tfn_conv_reference
@@ -49,20 +49,14 @@ class Problem:
     def inputs(self):
         radial = [self.leaves[f"radial {i}"].relu() for i in range(len(self.plan.groups))]
         geometry = EdgeGeometry.from_vectors(self.leaves["vectors"], self.plan.max_degree)
-        return radial, geometry, {pair: self.leaves[pair] for pair in self.plan.pairs}
+        weights = {pair: self.leaves[pair] for pair in self.plan.pairs}
+        return ConvInputs(self.plan, self.leaves["x"], self.source, radial, geometry, weights)
 
     def reference(self):
-        radial, geometry, weights = self.inputs()
-        return tfn_conv_reference(
-            self.plan, self.leaves["x"], self.source, radial, geometry, weights
-        )
+        return tfn_conv_reference(self.inputs())
 
     def source_form(self, settings):
-        radial, geometry, weights = self.inputs()
-        packed = pack_plan(self.plan, weights)
-        return source_conv(
-            self.plan, settings, self.leaves["x"], self.source, radial, geometry, packed
-        )
+        return source_conv(self.inputs(), settings)
 
     def derivatives(self, y, second):
         leaves = list(self.leaves.values())
@@ -124,19 +118,8 @@ def test_attention(degrees, compress, chunk):
     problem.leaves["query"] = problem.normal(nodes, shape.key.dim).requires_grad_()
     leaves, fiber = problem.leaves, problem.plan.fiber_out
     expected = shape.attend(problem.reference(), fiber, leaves["query"], target)
-    radial, geometry, weights = problem.inputs()
-    got = source_attention(
-        problem.plan,
-        settings_of(compress, chunk, 12),
-        shape,
-        leaves["x"],
-        leaves["query"],
-        source,
-        target,
-        radial,
-        geometry,
-        pack_plan(problem.plan, weights),
-    )
+    attention = AttentionInputs(shape, leaves["query"], target)
+    got = source_attention(problem.inputs(), attention, settings_of(compress, chunk, 12))
     assert_agree(problem.derivatives(got, True), problem.derivatives(expected, True))
 
 

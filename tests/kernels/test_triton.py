@@ -12,7 +12,7 @@ import torch
 from torch import library
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from pyg_se3.ops import RadialSharing, pack_plan
+from pyg_se3.ops import AttentionInputs, ConvInputs, RadialSharing, pack_plan
 from pyg_se3.ops import triton_product as operators
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.edge import formed_product
@@ -177,7 +177,7 @@ def settings_of(chunk, dtype=torch.float64, narrow=None, compress=False):
 
 
 def arguments(problem, leaves):
-    """What convolution and attention have in common: features, source and the rest."""
+    """What a layer is called with."""
     plan, activation = problem.plan, torch.relu if problem.plan.rectified else torch.tanh
     leaves = {name: leaf.to(DEVICE) for name, leaf in leaves.items()}
     radial = [activation(leaves[f"radial {i}"]) for i in range(len(plan.groups))]
@@ -194,11 +194,14 @@ class Layer(torch.nn.Module):
         self.plan, self.settings, self.shape = plan, settings, shape
 
     def forward(self, leaves, source, target, rest):
-        x, plan, settings = leaves["x"], self.plan, self.settings
+        radial, geometry, packed = rest
+        inputs = ConvInputs(
+            self.plan, leaves["x"], source, radial, geometry, {}, packed=lambda: packed
+        )
         if self.shape is None:
-            return triton_conv(plan, settings, x, source, *rest)
-        query = leaves["query"]
-        return triton_attention(plan, settings, self.shape, x, query, source, target, *rest)
+            return triton_conv(inputs, self.settings)
+        attention = AttentionInputs(self.shape, leaves["query"], target)
+        return triton_attention(inputs, attention, self.settings)
 
 
 def by_triton(problem, settings):

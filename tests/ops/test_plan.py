@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from pyg_se3 import Fiber, KernelOptions
-from pyg_se3.ops import AttentionShape, RadialSharing, TFNPlan, tfn_attention, tfn_conv
+from pyg_se3.ops import (
+    AttentionInputs,
+    AttentionShape,
+    ConvInputs,
+    RadialSharing,
+    TFNPlan,
+    tfn_attention,
+    tfn_conv,
+)
 from pyg_se3.ops.options import Kernel
 from pyg_se3.so3 import EdgeGeometry
 
@@ -85,16 +93,15 @@ def test_every_kernel_refuses_what_does_not_fit(kernel, name, value, message):
         pytest.skip("needs its own inputs: a CUDA device")
     arguments = {**_arguments(), name: value}
     with pytest.raises(ValueError, match=message):
-        tfn_conv(**arguments, options=KernelOptions(kernel=kernel))
+        tfn_conv(ConvInputs(**arguments), KernelOptions(kernel=kernel))
 
 
 def test_attention_validates_too():
     arguments = {**_arguments(), "x": torch.zeros(4, 6)}
     shape = AttentionShape(Fiber({0: 1, 1: 1}), Fiber({}), 1)
     with pytest.raises(ValueError, match="node features have shape"):
-        tfn_attention(
-            shape=shape, query=torch.zeros(4, 0), target=torch.tensor([0, 1]), **arguments
-        )
+        attention = AttentionInputs(shape, torch.zeros(4, 0), torch.tensor([0, 1]))
+        tfn_attention(ConvInputs(**arguments), attention)
 
 
 def test_a_message_by_hand(kernel):
@@ -102,15 +109,15 @@ def test_a_message_by_hand(kernel):
     plan = TFNPlan.create(Fiber({0: 1}), Fiber({0: 1, 1: 1}), hidden=1)
     geometry = EdgeGeometry.from_vectors(torch.tensor([[2.0, 0, 0]], dtype=torch.float64), 1)
     weights = {(0, 0): torch.full((1, 1, 1, 1), 3.0), (0, 1): torch.full((1, 1, 1, 1), 5.0)}
-    got = tfn_conv(
+    inputs = ConvInputs(
         plan,
         torch.tensor([[0.0], [7.0]], dtype=torch.float64),
         torch.tensor([1]),
         [torch.ones(1, 1, dtype=torch.float64)],
         geometry,
         {pair: weight.double() for pair, weight in weights.items()},
-        KernelOptions(kernel=kernel),
     )
+    got = tfn_conv(inputs, KernelOptions(kernel=kernel))
     # Q^0_00 = 1 with Y_0 = 1/sqrt(4 pi); Q^1_01 = identity/sqrt(3) with Y_1 = sqrt(3/4pi) r/|r|
     scalar, vector = 21 * 0.28209479177387814, 35 * 0.28209479177387814
     expected = torch.tensor([[scalar, vector, 0, 0]], dtype=torch.float64)

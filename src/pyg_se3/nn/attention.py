@@ -13,12 +13,9 @@ from pyg_se3.nn.edges import (
     edge_geometry,
     edges_for,
     plain_edge_index,
-    radial_inputs,
-    source_features,
 )
 from pyg_se3.nn.linear import EquivariantLinear
-from pyg_se3.nn.radial_expansion import edge_activations
-from pyg_se3.ops import AttentionShape, KernelOptions, RadialSharing, tfn_attention
+from pyg_se3.ops import AttentionInputs, AttentionShape, KernelOptions, RadialSharing, tfn_attention
 from pyg_se3.so3 import EdgeGeometry
 
 
@@ -142,26 +139,9 @@ class SE3Attention(MessagePassing):
         """Attention ``[N, value.dim]`` without keys and values of all edges at once."""
         conv = self.to_key_value
         source, target = edge_index
-        invariants = radial_inputs(conv.fiber_edge, edge_attr, geometry)
-        features, rows = source_features(conv.fiber_in, conv.fiber_edge, x, source, edge_attr)
-        activations, tangents, expansion = edge_activations(
-            conv.radial, conv.plan, conv.kernel_options, features, invariants, edge_attr, geometry
-        )
-        return tfn_attention(
-            conv.plan,
-            self.attention,
-            features,
-            self.to_query(x),
-            rows,
-            target,
-            activations,
-            geometry,
-            conv.weight.by_pair(),
-            conv.kernel_options,
-            conv.weight.packed,
-            tangents,
-            expansion,
-        )
+        inputs = conv.kernel_inputs(x, source, edge_attr, geometry)
+        attention = AttentionInputs(self.attention, self.to_query(x), target)
+        return tfn_attention(inputs, attention, conv.kernel_options)
 
     def __repr__(self) -> str:
         return (

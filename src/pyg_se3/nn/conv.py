@@ -19,7 +19,7 @@ from pyg_se3.nn.edges import (
 from pyg_se3.nn.linear import EquivariantLinear
 from pyg_se3.nn.radial import RadialProfile, RadialWeights
 from pyg_se3.nn.radial_expansion import edge_activations
-from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, tfn_conv
+from pyg_se3.ops import ConvInputs, KernelOptions, RadialSharing, TFNPlan, tfn_conv
 from pyg_se3.ops.segment import segment_sum
 from pyg_se3.so3 import EdgeGeometry
 
@@ -135,19 +135,32 @@ class TFNConv(MessagePassing):
         geometry: EdgeGeometry,
     ) -> Tensor:
         """Messages of every edge, packed ``[E, fiber_out.dim]``; the kernel gathers ``x``."""
+        inputs = self.kernel_inputs(x, edge_index_j, edge_attr, geometry)
+        return tfn_conv(inputs, self.kernel_options)
+
+    def kernel_inputs(
+        self, x: Tensor, source: Tensor, edge_attr: Tensor | None, geometry: EdgeGeometry
+    ) -> ConvInputs:
+        """What the kernels are given.
+
+        Args:
+            x: packed node features ``[N, fiber_in.dim]``.
+            source: source node of every edge ``[E]``.
+            edge_attr: packed edge features ``[E, fiber_edge.dim]``.
+            geometry: of the edges.
+        """
         invariants = radial_inputs(self.fiber_edge, edge_attr, geometry)
-        x, source = source_features(self.fiber_in, self.fiber_edge, x, edge_index_j, edge_attr)
+        features, rows = source_features(self.fiber_in, self.fiber_edge, x, source, edge_attr)
         activations, tangents, expansion = edge_activations(
-            self.radial, self.plan, self.kernel_options, x, invariants, edge_attr, geometry
+            self.radial, self.plan, self.kernel_options, features, invariants, edge_attr, geometry
         )
-        return tfn_conv(
+        return ConvInputs(
             self.plan,
-            x,
-            source,
+            features,
+            rows,
             activations,
             geometry,
             self.weight.by_pair(),
-            self.kernel_options,
             self.weight.packed,
             tangents,
             expansion,

@@ -2,6 +2,7 @@
 
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.dispatch import expands_radial, uses_tangents, wants_similar_edges
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.operators import tfn_attention, tfn_conv
 from pyg_se3.ops.options import KernelOptions
 from pyg_se3.ops.packing import pack_plan
@@ -9,7 +10,9 @@ from pyg_se3.ops.plan import RadialGroup, RadialSharing, TFNPlan
 from pyg_se3.ops.radial_expansion import RadialExpansion
 
 __all__ = [
+    "AttentionInputs",
     "AttentionShape",
+    "ConvInputs",
     "KernelOptions",
     "RadialExpansion",
     "RadialGroup",

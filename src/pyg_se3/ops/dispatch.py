@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.attention_autograd import attention
-from pyg_se3.ops.attention_shape import AttentionShape
+from pyg_se3.ops.attention_autograd import attention as expanded_attention
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.cost import (
     EDGE_CHUNK,
@@ -20,11 +18,10 @@ from pyg_se3.ops.cost import (
 )
 from pyg_se3.ops.edge_autograd import edge_attention, edge_conv
 from pyg_se3.ops.expanded_autograd import expanded_conv
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
-from pyg_se3.ops.packing import PackedWeights, pack_plan
-from pyg_se3.ops.plan import PairWeights, TFNPlan
-from pyg_se3.ops.radial_expansion import RadialExpansion
+from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.reference import tfn_conv_reference
 from pyg_se3.ops.source_autograd import source_attention, source_conv
 from pyg_se3.ops.triton_conv import triton_attention, triton_conv
@@ -49,47 +46,25 @@ CONVOLUTIONS = {
     "edge": edge_conv,
     "source": source_conv,
     "triton": triton_conv,
+    "weights": weights_conv,
 }
 ATTENTIONS = {
     "edge": edge_attention,
     "source": source_attention,
     "triton": triton_attention,
+    "weights": weights_attention,
 }
 
 WORKSPACE_BYTES = 1 << 29
 """Size of the outer products of one chunk on other devices."""
 
 
-def tfn_conv(
-    plan: TFNPlan,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-    options: KernelOptions | None = None,
-    packed: Callable[[], PackedWeights] | None = None,
-    tangents: Sequence[Tensor] = (),
-    expansion: RadialExpansion | None = None,
-) -> Tensor:
+def tfn_conv(inputs: ConvInputs, options: KernelOptions | None = None) -> Tensor:
     """Messages of a TFN convolution by the kernel that the options name or cost suggests.
 
     Args:
-        plan: the convolution.
-        x: packed node features ``[N, fiber_in.dim]``.
-        source: source node of every edge ``[E]``.
-        radial: radial activations ``[E, H]``, one tensor per group of the plan.
-        geometry: of the edges.
-        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
+        inputs: of the convolution.
         options: how to compute.
-        packed: gives the weights as :func:`pyg_se3.ops.packing.pack_plan` packs them, if they may
-            be at hand.
-        tangents: per group columns ``[E, s]`` that span the derivatives of the activations with
-            respect to the parameters of their radial MLP. Handing them over says that nothing else
-            needs a gradient through the activations; the edge kernel may then compress them in
-            the backward pass, too.
-        expansion: the activations as functions of the edge lengths; ``radial`` are its values.
-            Used if :func:`expands_radial` says so.
 
     Returns:
         packed messages ``[E, fiber_out.dim]``.
@@ -98,84 +73,53 @@ def tfn_conv(
         ValueError: shapes that do not fit the plan.
     """
     options = options or KernelOptions()
-    _validate(plan, x, source, radial, geometry)
+    inputs.check()
     if options.kernel == "reference":
-        return tfn_conv_reference(plan, x, source, radial, geometry, weights)
-    expands = expansion is not None
-    kernel = "edge" if expands else choose_kernel(plan, x, source.numel(), options)
-    settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
-    x = x.to(geometry.distance.dtype)  # only matrix products are done in less
-    radial = [g.to(x.dtype) for g in radial]
-    if kernel == "weights":
-        y = weights_conv(plan, settings, x, source, radial, geometry, weights)
+        return tfn_conv_reference(inputs)
+    inputs = inputs.in_type_of_geometry()
+    if inputs.expansion is not None:
+        y = expanded_conv(inputs, _settings(inputs, "edge", options))
     else:
-        matrices = packed() if packed else pack_plan(plan, weights)
-        if expansion is not None:
-            y = expanded_conv(plan, settings, x, source, expansion.to(x.dtype), geometry, matrices)
-        else:
-            convolve = CONVOLUTIONS[kernel]
-            y = convolve(plan, settings, x, source, radial, geometry, matrices, tangents)
-    if geometry.undirected is not None:
-        y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
-    return y
+        kernel = choose_kernel(inputs.plan, inputs.x, inputs.num_edges, options)
+        y = CONVOLUTIONS[kernel](inputs, _settings(inputs, kernel, options))
+    return add_isotropic_messages(inputs, y)
 
 
 def tfn_attention(
-    plan: TFNPlan,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-    options: KernelOptions | None = None,
-    packed: Callable[[], PackedWeights] | None = None,
-    tangents: Sequence[Tensor] = (),
-    expansion: RadialExpansion | None = None,
+    inputs: ConvInputs, attention: AttentionInputs, options: KernelOptions | None = None
 ) -> Tensor:
     """Attention over the messages of :func:`tfn_conv`, which hold values and keys.
 
     Args:
-        plan: the convolution; its output fiber is ``shape.value + shape.key``.
-        shape: of the attention.
-        x: packed node features ``[N, fiber_in.dim]``.
-        query: packed queries ``[N, shape.key.dim]``.
-        source: source node of every edge ``[E]``.
-        target: receiving node of every edge ``[E]``.
-        radial: radial activations ``[E, H]``, one tensor per group of the plan.
-        geometry: of the edges.
-        weights: as for :func:`tfn_conv`.
+        inputs: of the convolution.
+        attention: what it needs besides.
         options: how to compute.
-        packed: as for :func:`tfn_conv`.
-        tangents: as for :func:`tfn_conv`.
-        expansion: as for :func:`tfn_conv`; attention is not fused then.
 
     Returns:
-        packed ``[N, shape.value.dim]``; zero for nodes without incoming edges.
+        packed ``[M, shape.value.dim]``; zero for nodes without incoming edges.
 
     Raises:
         ValueError: shapes that do not fit the plan.
     """
     options = options or KernelOptions()
-    if expansion is not None or not can_fuse_attention(geometry, options):
-        messages = tfn_conv(
-            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
-        )
-        if expansion is not None:
-            query = query.to(messages.dtype)
-            return attention(shape, messages, plan.fiber_out, query, target, EDGE_CHUNK)
-        return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
-    _validate(plan, x, source, radial, geometry)
-    kernel = choose_kernel(plan, x, source.numel(), options)
-    settings = edge_settings(plan, kernel, geometry.distance, geometry.runs, options)
-    x = x.to(geometry.distance.dtype)  # only matrix products are done in less
-    query, radial = query.to(x.dtype), [g.to(x.dtype) for g in radial]
-    given = plan, settings, shape, x, query, source, target, radial, geometry
-    if kernel == "weights":
-        return weights_attention(*given, weights)
-    return ATTENTIONS[kernel](*given, packed() if packed else pack_plan(plan, weights), tangents)
+    if inputs.expansion is not None:
+        messages = tfn_conv(inputs, options)
+        query = attention.query.to(messages.dtype)
+        fiber, target = inputs.plan.fiber_out, attention.target
+        return expanded_attention(attention.shape, messages, fiber, query, target, EDGE_CHUNK)
+    if not can_fuse_attention(inputs.geometry, options):
+        return attention.over(tfn_conv(inputs, options), inputs)
+    inputs.check()
+    inputs = inputs.in_type_of_geometry()
+    query = attention.query.to(inputs.x.dtype)
+    attention = AttentionInputs(attention.shape, query, attention.target)
+    kernel = choose_kernel(inputs.plan, inputs.x, inputs.num_edges, options)
+    return ATTENTIONS[kernel](inputs, attention, _settings(inputs, kernel, options))
+
+
+def _settings(inputs: ConvInputs, kernel: str, options: KernelOptions) -> EdgeSettings:
+    geometry = inputs.geometry
+    return edge_settings(inputs.plan, kernel, geometry.distance, geometry.runs, options)
 
 
 def uses_tangents(plan: TFNPlan, x: Tensor, geometry: EdgeGeometry, options: KernelOptions) -> bool:
@@ -304,27 +248,3 @@ def _compresses(
 @cache
 def _log_choice(kernel: str, device: str) -> None:
     logger.info("TFN convolutions on %s use the %s kernel", device, kernel)
-
-
-def _validate(
-    plan: TFNPlan, x: Tensor, source: Tensor, radial: Sequence[Tensor], geometry: EdgeGeometry
-) -> None:
-    plan.fiber_in.check(x, "node features")
-    edges = source.numel()
-    if geometry.num_edges != edges:
-        raise ValueError(f"the geometry is of {geometry.num_edges} edges, edge_index of {edges}")
-    if geometry.max_degree < plan.max_degree:
-        raise ValueError(
-            f"the geometry has degrees up to {geometry.max_degree}, "
-            f"the convolution {plan.fiber_in} -> {plan.fiber_out} needs {plan.max_degree}"
-        )
-    if len(radial) != len(plan.groups):
-        raise ValueError(
-            f"got {len(radial)} tensors of radial activations for {len(plan.groups)} groups"
-        )
-    for activations in radial:
-        if activations.shape != (edges, plan.hidden):
-            raise ValueError(
-                f"radial activations have shape {list(activations.shape)}, "
-                f"expected [{edges}, {plan.hidden}]"
-            )

@@ -23,10 +23,9 @@ from pyg_se3.ops.chunked_edge import EdgeForm, EdgeSettings
 from pyg_se3.ops.differentiable import attention, convolution, differentiable_backward
 from pyg_se3.ops.edge import pack_blocks
 from pyg_se3.ops.edge_frames import FramePair, edge_frames
-from pyg_se3.ops.packing import PackedWeights
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
-from pyg_se3.so3 import EdgeGeometry
 
 
 class EdgeConv(torch.autograd.Function):
@@ -185,42 +184,31 @@ class EdgeAttention(torch.autograd.Function):
         return (None, None, None, None, None, None, None, None, dquery, dx, *rest)
 
 
-def edge_conv(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
-) -> Tensor:
+def edge_conv(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` in the edge form; see :class:`EdgeConv`."""
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    frames = edge_frames(plan, wigner, geometry.shared)
-    flat = flatten_tensors(radial, wigner, packed, layout)
-    return EdgeConv.apply(plan, settings, layout, frames, tangents, source, x, *flat)
+    layout, flat = inputs.flat()
+    frames = edge_frames(inputs.plan, inputs.wigner, inputs.geometry.shared)
+    return EdgeConv.apply(
+        inputs.plan, settings, layout, frames, inputs.tangents, inputs.source, inputs.x, *flat
+    )
 
 
 def edge_attention(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
+    inputs: ConvInputs, attention: AttentionInputs, settings: EdgeSettings
 ) -> Tensor:
-    """Packed attention ``[N, value.dim]`` in the edge form; see :class:`EdgeAttention`."""
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    frames = edge_frames(plan, wigner, geometry.shared)
-    flat = flatten_tensors(radial, wigner, packed, layout)
+    """Packed attention ``[M, value.dim]`` in the edge form; see :class:`EdgeAttention`."""
+    layout, flat = inputs.flat()
+    frames = edge_frames(inputs.plan, inputs.wigner, inputs.geometry.shared)
     return EdgeAttention.apply(
-        plan, settings, layout, frames, tangents, shape, source, target, query, x, *flat
+        inputs.plan,
+        settings,
+        layout,
+        frames,
+        inputs.tangents,
+        attention.shape,
+        inputs.source,
+        attention.target,
+        attention.query,
+        inputs.x,
+        *flat,
     )

@@ -32,10 +32,8 @@ from pyg_se3.ops.expanded_gradients import (
     first_gradients,
     second_gradients,
 )
-from pyg_se3.ops.packing import PackedWeights
+from pyg_se3.ops.inputs import ConvInputs
 from pyg_se3.ops.plan import TFNPlan
-from pyg_se3.ops.radial_expansion import RadialExpansion
-from pyg_se3.so3 import EdgeGeometry
 
 
 @dataclass(frozen=True)
@@ -244,30 +242,23 @@ def _gradients(total: Totals, inputs: Inputs) -> list[Tensor | None]:
     ).flat()
 
 
-def expanded_conv(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    expansion: RadialExpansion,
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-) -> Tensor:
+def expanded_conv(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]``, fast to differentiate twice by positions."""
-    wigner = geometry.wigner[: plan.max_degree + 1]
+    plan, expansion = inputs.plan, inputs.expansion
+    assert expansion is not None
     problem = Problem(
         plan,
         settings,
         expansion.curvatures,
         expanded_batches(plan, settings, expansion),
-        edge_frames(plan, wigner, geometry.shared),
+        edge_frames(plan, inputs.wigner, inputs.geometry.shared),
     )
-    inputs = Inputs(
-        x,
+    differentiable = Inputs(
+        inputs.x,
         expansion.change,
         list(expansion.values),
         list(expansion.slopes),
-        list(wigner),
-        [list(matrices) for matrices in packed],
+        list(inputs.wigner),
+        [list(matrices) for matrices in inputs.packed_weights()],
     )
-    return ExpandedConv.apply(problem, source, *inputs.flat())
+    return ExpandedConv.apply(problem, inputs.source, *differentiable.flat())

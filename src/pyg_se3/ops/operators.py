@@ -8,7 +8,7 @@ backward operator computes the messages once more. What is not a tensor travels 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,84 +20,36 @@ from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import Layout
 from pyg_se3.ops.edge_autograd import EdgeAttention, EdgeConv
 from pyg_se3.ops.edge_frames import edge_frames
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.isotropic import add_isotropic_messages
 from pyg_se3.ops.options import KernelOptions
-from pyg_se3.ops.packing import PackedWeights, pack_plan
-from pyg_se3.ops.plan import PairWeights, TFNPlan
-from pyg_se3.ops.radial_expansion import RadialExpansion
+from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.source_autograd import SourceAttention, SourceConv
 from pyg_se3.ops.source_schedule import source_schedule
-from pyg_se3.so3 import EdgeGeometry
 
 
-def tfn_conv(
-    plan: TFNPlan,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-    options: KernelOptions | None = None,
-    packed: Callable[[], PackedWeights] | None = None,
-    tangents: Sequence[Tensor] = (),
-    expansion: RadialExpansion | None = None,
-) -> Tensor:
+def tfn_conv(inputs: ConvInputs, options: KernelOptions | None = None) -> Tensor:
     """Messages of a TFN convolution, see :func:`pyg_se3.ops.dispatch.tfn_conv`."""
     if _is_eager(options):
-        return dispatch.tfn_conv(
-            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
-        )
-    codes = plan.code, (options or KernelOptions()).code, ""
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed)]
-    y = _operator(*codes, _autocast_dtype(x), [source], tensors, list(tangents))
-    if geometry.undirected is not None:
-        y = add_isotropic_messages(plan, y, x, source, radial, geometry.undirected, weights)
-    return y
+        return dispatch.tfn_conv(inputs, options)
+    codes = inputs.plan.code, (options or KernelOptions()).code, ""
+    tensors, tangents = _tensors(inputs), list(inputs.tangents)
+    y = _operator(*codes, _autocast_dtype(inputs.x), [inputs.source], tensors, tangents)
+    return add_isotropic_messages(inputs, y)
 
 
 def tfn_attention(
-    plan: TFNPlan,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-    options: KernelOptions | None = None,
-    packed: Callable[[], PackedWeights] | None = None,
-    tangents: Sequence[Tensor] = (),
-    expansion: RadialExpansion | None = None,
+    inputs: ConvInputs, attention: AttentionInputs, options: KernelOptions | None = None
 ) -> Tensor:
     """Attention over messages, see :func:`pyg_se3.ops.dispatch.tfn_attention`."""
     if _is_eager(options):
-        return dispatch.tfn_attention(
-            plan,
-            shape,
-            x,
-            query,
-            source,
-            target,
-            radial,
-            geometry,
-            weights,
-            options,
-            packed,
-            tangents,
-            expansion,
-        )
-    if geometry.undirected is not None:
-        messages = tfn_conv(
-            plan, x, source, radial, geometry, weights, options, packed, tangents, expansion
-        )
-        return shape.attend(messages, plan.fiber_out, query.to(messages.dtype), target)
-    codes = plan.code, (options or KernelOptions()).code, shape.code
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    tensors = [x, *radial, *wigner, *_matrices(plan, weights, packed), query]
-    index = [source, target]
-    return _operator(*codes, _autocast_dtype(x), index, tensors, list(tangents))
+        return dispatch.tfn_attention(inputs, attention, options)
+    if inputs.geometry.undirected is not None:
+        return attention.over(tfn_conv(inputs, options), inputs)
+    codes = inputs.plan.code, (options or KernelOptions()).code, attention.shape.code
+    tensors, tangents = [*_tensors(inputs), attention.query], list(inputs.tangents)
+    index = [inputs.source, attention.target]
+    return _operator(*codes, _autocast_dtype(inputs.x), index, tensors, tangents)
 
 
 def _is_eager(options: KernelOptions | None) -> bool:
@@ -106,11 +58,9 @@ def _is_eager(options: KernelOptions | None) -> bool:
     return transparent or not torch.compiler.is_compiling()
 
 
-def _matrices(
-    plan: TFNPlan, weights: PairWeights, packed: Callable[[], PackedWeights] | None
-) -> list[Tensor]:
-    by_group = packed() if packed else pack_plan(plan, weights)
-    return [matrix for matrices in by_group for matrix in matrices]
+def _tensors(inputs: ConvInputs) -> list[Tensor]:
+    matrices = [matrix for group in inputs.packed_weights() for matrix in group]
+    return [inputs.x, *inputs.radial, *inputs.wigner, *matrices]
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from pyg_se3.ops.plan import PairWeights, TFNPlan
-from pyg_se3.so3 import EdgeGeometry, clebsch_gordan, spherical_harmonics
+from pyg_se3.ops.inputs import ConvInputs
+from pyg_se3.so3 import clebsch_gordan, spherical_harmonics
 from pyg_se3.so3.constants import traceable_constant
 
 
@@ -19,14 +17,7 @@ def _coupling(
     return clebsch_gordan(degree_j, degree_in, degree_out).to(device=device, dtype=dtype)
 
 
-def tfn_conv_reference(
-    plan: TFNPlan,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-) -> Tensor:
+def tfn_conv_reference(inputs: ConvInputs) -> Tensor:
     r"""Messages of a TFN convolution, one degree pair at a time.
 
     .. math::
@@ -35,24 +26,17 @@ def tfn_conv_reference(
 
     (Thomas et al. 2018, eq. 3; Fuchs et al. 2020, eq. 8.)
 
-    Args:
-        plan: the convolution.
-        x: packed node features ``[N, fiber_in.dim]``.
-        source: source node of every edge ``[E]``.
-        radial: radial activations ``[E, H]``, one tensor per group of the plan.
-        geometry: of the edges.
-        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
-
     Returns:
         packed messages ``[E, fiber_out.dim]``.
     """
+    plan, x, geometry = inputs.plan, inputs.x, inputs.geometry
     vectors = geometry.vectors
     if geometry.undirected is not None:  # the harmonics of a zero vector have no derivative
         vectors = vectors.index_fill(0, geometry.undirected, 0.0)
     harmonics = spherical_harmonics(plan.fiber_in.max_degree + plan.fiber_out.max_degree, vectors)
-    gathered = plan.fiber_in.split(x[source])
+    gathered = plan.fiber_in.split(x[inputs.source])
     messages: dict[int, Tensor] = {}
-    for group, activations in zip(plan.groups, radial, strict=True):
+    for group, activations in zip(plan.groups, inputs.radial, strict=True):
         for degree_in, degree_out in group.pairs:
             basis = torch.stack(
                 [
@@ -65,7 +49,7 @@ def tfn_conv_reference(
                 ],
                 dim=1,
             )  # [E, J, 2k+1, 2l+1]
-            weight = weights[degree_in, degree_out]
+            weight = inputs.weights[degree_in, degree_out]
             profile = torch.einsum("eh,jhio->ejio", activations, weight)
             coupled = torch.einsum("ejkl,eli->ejki", basis.to(x), gathered[degree_in])
             message = torch.einsum("ejki,ejio->eko", coupled, profile)

@@ -7,7 +7,6 @@ gradient is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +22,11 @@ from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.differentiable import attention, convolution, differentiable_backward
 from pyg_se3.ops.edge import pack_blocks
 from pyg_se3.ops.edge_frames import EdgeFrames
-from pyg_se3.ops.packing import PackedWeights
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
 from pyg_se3.ops.source import ALL, SourceBackward, SourceForm
 from pyg_se3.ops.source_schedule import SourceSchedule, shared_schedule
-from pyg_se3.so3 import EdgeGeometry
 
 
 class SourceConv(torch.autograd.Function):
@@ -84,34 +82,24 @@ class SourceConv(torch.autograd.Function):
         return (*[None] * 6, dx, *rest)
 
 
-def source_conv(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
-) -> Tensor:
+def source_conv(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` in the source-node form; see :class:`SourceConv`.
 
-    Args:
-        plan: the convolution.
-        settings: how to compute; ``chunk_size`` counts edges and padding.
-        x: packed node features ``[N, fiber_in.dim]``.
-        source: source node of every edge ``[E]``, in any order.
-        radial: per group activations ``[E, H]``.
-        geometry: of the edges.
-        packed: weights of the plan.
-        tangents: not used, as the source form does not compress.
+    Edges may come in any order; ``settings.chunk_size`` counts edges and padding. Tangents are not
+    used, as this form compresses no further than leaving out silent activations.
     """
-    schedule = shared_schedule(source, x.shape[0], settings.chunk_size, geometry.shared)
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    flat = flatten_tensors(radial, wigner, packed, layout)
-    frames = EdgeFrames.of(plan.fiber_out, plan.max_order, wigner, geometry.shared)
-    return SourceConv.apply(plan, settings, layout, frames, schedule, source, x, *flat)
+    layout, flat = inputs.flat()
+    frames, schedule = _shared(inputs, settings)
+    return SourceConv.apply(
+        inputs.plan, settings, layout, frames, schedule, inputs.source, inputs.x, *flat
+    )
+
+
+def _shared(inputs: ConvInputs, settings: EdgeSettings) -> tuple[EdgeFrames, SourceSchedule]:
+    """What layers with the same edges share."""
+    plan, x, shared = inputs.plan, inputs.x, inputs.geometry.shared
+    frames = EdgeFrames.of(plan.fiber_out, plan.max_order, inputs.wigner, shared)
+    return frames, shared_schedule(inputs.source, x.shape[0], settings.chunk_size, shared)
 
 
 class SourceAttention(torch.autograd.Function):
@@ -203,38 +191,21 @@ class SourceAttention(torch.autograd.Function):
 
 
 def source_attention(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
+    inputs: ConvInputs, attention: AttentionInputs, settings: EdgeSettings
 ) -> Tensor:
-    """Packed attention ``[N, value.dim]`` in the source-node form; see :class:`SourceAttention`.
-
-    Args:
-        plan: the convolution; its output fiber is ``shape.value + shape.key``.
-        settings: as for :func:`source_conv`.
-        shape: of the attention.
-        x: packed node features ``[N, fiber_in.dim]``.
-        query: packed queries ``[M, shape.key.dim]``.
-        source: source node of every edge ``[E]``, in any order.
-        target: receiving node of every edge ``[E]``.
-        radial: per group activations ``[E, H]``.
-        geometry: of the edges.
-        packed: weights of the plan.
-        tangents: not used, as the source form does not compress.
-    """
-    schedule = shared_schedule(source, x.shape[0], settings.chunk_size, geometry.shared)
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    flat = flatten_tensors(radial, wigner, packed, layout)
-    frames = EdgeFrames.of(plan.fiber_out, plan.max_order, wigner, geometry.shared)
+    """Packed attention ``[M, value.dim]`` in the source-node form; see :class:`SourceAttention`."""
+    layout, flat = inputs.flat()
+    frames, schedule = _shared(inputs, settings)
     return SourceAttention.apply(
-        plan, settings, layout, frames, schedule, shape, source, target, query, x, *flat
+        inputs.plan,
+        settings,
+        layout,
+        frames,
+        schedule,
+        attention.shape,
+        inputs.source,
+        attention.target,
+        attention.query,
+        inputs.x,
+        *flat,
     )

@@ -17,17 +17,15 @@ from pyg_se3.autocast import no_autocast
 from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.autograd_tools import (
     Layout,
-    flatten_tensors,
     without_autocast,
 )
 from pyg_se3.ops.chunked_edge import EdgeSettings
 from pyg_se3.ops.differentiable import differentiable_backward
 from pyg_se3.ops.edge import edge_form, pack_blocks
-from pyg_se3.ops.packing import PackedWeights
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.plan import TFNPlan
 from pyg_se3.ops.segment import segment_softmax, segment_sum
 from pyg_se3.ops.triton_product import require_triton, triton_product
-from pyg_se3.so3 import EdgeGeometry
 
 
 class _Convolution:
@@ -230,99 +228,56 @@ class TritonAttention(torch.autograd.Function):
         return (None, None, None, None, None, None, dquery, *total)
 
 
-def triton_conv(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
-) -> Tensor:
+def triton_conv(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
     """Packed messages ``[E, fiber_out.dim]`` by Triton; see :class:`TritonConv`.
-
-    Args:
-        plan: the convolution.
-        settings: how to compute.
-        x: packed node features ``[N, fiber_in.dim]``.
-        source: source node of every edge ``[E]``.
-        radial: per group ``[E, H]``.
-        geometry: of the edges.
-        packed: weights of the plan.
-        tangents: for compression, which this kernel has not.
 
     Raises:
         RuntimeError: no Triton or no CUDA device.
         ValueError: settings that only other kernels have.
     """
-    _check(settings, x)
+    _check(settings, inputs.x)
     if torch.compiler.is_compiling():
-        return _traced_messages(plan, settings, x, source, radial, geometry, packed)
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    return TritonConv.apply(
-        plan, settings, layout, source, x, *flatten_tensors(radial, wigner, packed, layout)
-    )
+        return _traced_messages(inputs, settings)
+    layout, flat = inputs.flat()
+    return TritonConv.apply(inputs.plan, settings, layout, inputs.source, inputs.x, *flat)
 
 
 def triton_attention(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-    tangents: Sequence[Tensor] = (),
+    inputs: ConvInputs, attention: AttentionInputs, settings: EdgeSettings
 ) -> Tensor:
-    """Packed attention ``[N, value.dim]`` by Triton; see :class:`TritonAttention`.
-
-    Args:
-        plan: the convolution; its output fiber is ``shape.value + shape.key``.
-        settings: how to compute.
-        shape: of the attention.
-        x: packed node features ``[N, fiber_in.dim]``.
-        query: packed queries ``[N, shape.key.dim]``.
-        source: source node of every edge ``[E]``.
-        target: receiving node of every edge ``[E]``.
-        radial: per group ``[E, H]``.
-        geometry: of the edges.
-        packed: weights of the plan.
-        tangents: for compression, which this kernel has not.
+    """Packed attention ``[M, value.dim]`` by Triton; see :class:`TritonAttention`.
 
     Raises:
         RuntimeError: no Triton or no CUDA device.
         ValueError: settings that only other kernels have.
     """
-    _check(settings, x)
+    _check(settings, inputs.x)
     if torch.compiler.is_compiling():
-        messages = _traced_messages(plan, settings, x, source, radial, geometry, packed)
-        with no_autocast(x.device.type):
-            return shape.attend(messages, plan.fiber_out, query, target)
-    wigner = geometry.wigner[: plan.max_degree + 1]
-    layout = Layout.of(radial, wigner, packed)
-    flat = flatten_tensors(radial, wigner, packed, layout)
-    return TritonAttention.apply(plan, settings, layout, shape, source, target, query, x, *flat)
+        messages = _traced_messages(inputs, settings)
+        with no_autocast(inputs.x.device.type):
+            return attention.over(messages, inputs)
+    layout, flat = inputs.flat()
+    return TritonAttention.apply(
+        inputs.plan,
+        settings,
+        layout,
+        attention.shape,
+        inputs.source,
+        attention.target,
+        attention.query,
+        inputs.x,
+        *flat,
+    )
 
 
-def _traced_messages(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    packed: PackedWeights,
-) -> Tensor:
+def _traced_messages(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
     """All messages in one graph: the compiler chooses what to rebuild in the backward pass."""
-    dtype = settings.product_dtype
+    plan, x, dtype = inputs.plan, inputs.x, settings.product_dtype
     with no_autocast(x.device.type):
-        wigner = geometry.wigner[: plan.max_degree + 1]
-        return edge_form(plan, x[source], radial, wigner, packed, dtype, triton_product)
+        packed = inputs.packed_weights()
+        return edge_form(
+            plan, x[inputs.source], inputs.radial, inputs.wigner, packed, dtype, triton_product
+        )
 
 
 def _check(settings: EdgeSettings, x: Tensor) -> None:

@@ -27,8 +27,8 @@ from torch.nn.functional import pad
 
 from pyg_se3.autocast import no_autocast
 from pyg_se3.fiber import Fiber
-from pyg_se3.ops.attention_shape import AttentionShape
 from pyg_se3.ops.chunked_edge import EdgeSettings
+from pyg_se3.ops.inputs import AttentionInputs, ConvInputs
 from pyg_se3.ops.plan import PairWeights, TFNPlan, num_frequencies
 from pyg_se3.so3 import EdgeGeometry, clebsch_gordan
 from pyg_se3.so3.constants import traceable_constant
@@ -37,34 +37,17 @@ PAIRED = "edges 2i and 2i + 1 have the same features and length"
 """Key in :attr:`pyg_se3.so3.EdgeGeometry.shared`: whether this is so, and needs no gradient."""
 
 
-def weights_conv(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    x: Tensor,
-    source: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
-) -> Tensor:
-    """Packed messages ``[E, fiber_out.dim]``, differentiable to any order.
-
-    Args:
-        plan: the convolution.
-        settings: the type of products; all edges are one chunk.
-        x: packed node features ``[N, fiber_in.dim]``.
-        source: source node of every edge ``[E]``.
-        radial: per group activations ``[E, H]``.
-        geometry: of the edges.
-        weights: ``{(l, k): [2 min(l, k) + 1, H, C_l, C_k]}``.
-    """
+def weights_conv(inputs: ConvInputs, settings: EdgeSettings) -> Tensor:
+    """Packed messages ``[E, fiber_out.dim]``, differentiable to any order; all edges at once."""
+    plan, x, geometry = inputs.plan, inputs.x, inputs.geometry
     with no_autocast(x.device.type):
-        dtype, edges = settings.product_dtype, source.numel()
-        alike = 2 if geometry.shared.get(PAIRED) and all(map(_alike, radial)) else 1
-        rows = [g[::alike].to(dtype) for g in radial]
-        features = x.index_select(0, source).to(dtype)
+        dtype, edges = settings.product_dtype, inputs.num_edges
+        alike = 2 if geometry.shared.get(PAIRED) and all(map(_alike, inputs.radial)) else 1
+        rows = [g[::alike].to(dtype) for g in inputs.radial]
+        features = x.index_select(0, inputs.source).to(dtype)
         messages = []
         for degree, basis in edge_bases(plan, geometry).items():
-            matrices = _radial_weights(plan, degree, rows, weights, dtype)
+            matrices = _radial_weights(plan, degree, rows, inputs.weights, dtype)
             coupled = _coupled(plan.fiber_in, degree, basis.to(dtype), features)
             matrix_edges, inside, outside = matrices.shape
             coupled = coupled.view(matrix_edges, alike * (2 * degree + 1), inside)
@@ -75,34 +58,12 @@ def weights_conv(
 
 
 def weights_attention(
-    plan: TFNPlan,
-    settings: EdgeSettings,
-    shape: AttentionShape,
-    x: Tensor,
-    query: Tensor,
-    source: Tensor,
-    target: Tensor,
-    radial: Sequence[Tensor],
-    geometry: EdgeGeometry,
-    weights: PairWeights,
+    inputs: ConvInputs, attention: AttentionInputs, settings: EdgeSettings
 ) -> Tensor:
-    """Packed attention ``[N, value.dim]`` over :func:`weights_conv`, whose arguments it has.
-
-    Args:
-        plan: the convolution; its output fiber is ``shape.value + shape.key``.
-        settings: the type of products.
-        shape: of the attention.
-        x: packed node features ``[N, fiber_in.dim]``.
-        query: packed queries ``[M, shape.key.dim]``.
-        source: source node of every edge ``[E]``.
-        target: receiving node of every edge ``[E]``.
-        radial: per group activations ``[E, H]``.
-        geometry: of the edges.
-        weights: as for :func:`weights_conv`.
-    """
-    messages = weights_conv(plan, settings, x, source, radial, geometry, weights)
-    with no_autocast(x.device.type):
-        return shape.attend(messages, plan.fiber_out, query, target)
+    """Packed attention ``[M, value.dim]`` over :func:`weights_conv`."""
+    messages = weights_conv(inputs, settings)
+    with no_autocast(inputs.x.device.type):
+        return attention.over(messages, inputs)
 
 
 def _alike(activations: Tensor) -> bool:

@@ -20,7 +20,7 @@ from pyg_se3.compat.se3_transformer.model.layers.convolution import ConvSE3, Con
 from pyg_se3.compat.se3_transformer.model.layers.linear import LinearSE3
 from pyg_se3.compat.signs import Convention
 from pyg_se3.nn.linear import concatenate
-from pyg_se3.ops import AttentionShape, RadialSharing, tfn_attention
+from pyg_se3.ops import AttentionInputs, AttentionShape, RadialSharing, tfn_attention
 
 
 class AttentionSE3(nn.Module):
@@ -142,21 +142,8 @@ class AttentionBlockSE3(nn.Module):
     def packed(self, x: Tensor, context: EdgeContext) -> Tensor:
         """Packed node features ``[N, fiber_in.dim]`` to ``[N, fiber_out.dim]``."""
         conv, shape = self.to_key_value, self.attention.shape
-        inputs = conv.kernel_inputs(x, context)
-        attended = tfn_attention(
-            conv.plan,
-            shape,
-            inputs.x,
-            self.to_query.packed(x),
-            inputs.source,
-            context.target,
-            inputs.radial,
-            context.geometry,
-            inputs.weights,
-            conv.kernel_options,
-            inputs.packed,
-            inputs.tangents,
-        )
+        attention = AttentionInputs(shape, self.to_query.packed(x), context.target)
+        attended = tfn_attention(conv.kernel_inputs(x, context), attention, conv.kernel_options)
         return self.project.forward_parts([(shape.value, attended), (conv.native_in, x)])
 
     def forward(

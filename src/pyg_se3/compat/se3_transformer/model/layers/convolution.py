@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,15 @@ from pyg_se3.nn.conv import add_degrees
 from pyg_se3.nn.linear import concatenate
 from pyg_se3.nn.radial import RadialProfile as NativeProfile
 from pyg_se3.nn.radial import radial_activations
-from pyg_se3.ops import KernelOptions, RadialSharing, TFNPlan, pack_plan, tfn_conv, uses_tangents
+from pyg_se3.ops import (
+    ConvInputs,
+    KernelOptions,
+    RadialSharing,
+    TFNPlan,
+    pack_plan,
+    tfn_conv,
+    uses_tangents,
+)
 from pyg_se3.ops.packing import PackedWeights
 from pyg_se3.ops.plan import Pair
 from pyg_se3.ops.segment import segment_sum
@@ -110,17 +118,6 @@ class VersatileConvSE3(nn.Module):
         raise NotImplementedError(
             "VersatileConvSE3 holds parameters only; call the ConvSE3 that it belongs to"
         )
-
-
-class KernelInputs(NamedTuple):
-    """Arguments of :func:`pyg_se3.ops.tfn_conv` that a layer makes."""
-
-    x: Tensor
-    source: Tensor
-    radial: list[Tensor]
-    weights: dict[Pair, Tensor]
-    packed: Callable[[], PackedWeights]
-    tangents: list[Tensor]
 
 
 class ConvSE3(nn.Module):
@@ -247,7 +244,7 @@ class ConvSE3(nn.Module):
             )
         return weights
 
-    def kernel_inputs(self, x: Tensor, context: EdgeContext) -> KernelInputs:
+    def kernel_inputs(self, x: Tensor, context: EdgeContext) -> ConvInputs:
         """What the kernels ask for, of packed node features ``[N, fiber_in.dim]``."""
         features, rows = self._sources(x, context)
         if context.invariants.shape[1] != self.fiber_edge[0] + 1:
@@ -262,22 +259,13 @@ class ConvSE3(nn.Module):
         activations, tangents = radial_activations(profiles, context.invariants, sketch)
         weights = self.pair_weights()
         packed = partial(self._packed, weights)
-        return KernelInputs(features, rows, activations, weights, packed, tangents)
+        return ConvInputs(
+            self.plan, features, rows, activations, context.geometry, weights, packed, tangents
+        )
 
     def convolve(self, x: Tensor, context: EdgeContext) -> Tensor:
         """Messages of all edges, packed ``[E, fiber_out.dim]``, of packed node features."""
-        inputs = self.kernel_inputs(x, context)
-        return tfn_conv(
-            self.plan,
-            inputs.x,
-            inputs.source,
-            inputs.radial,
-            context.geometry,
-            inputs.weights,
-            self.kernel_options,
-            inputs.packed,
-            inputs.tangents,
-        )
+        return tfn_conv(self.kernel_inputs(x, context), self.kernel_options)
 
     def packed(self, x: Tensor, context: EdgeContext) -> Tensor:
         """Output for packed node features: packed ``[N, fiber_out.dim]``, or ``[E, ...]``."""
