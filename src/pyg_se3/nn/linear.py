@@ -98,19 +98,29 @@ class _UniformLinear(torch.autograd.Function):
     Keeps packed features for the backward pass, which is made of differentiable operations.
     """
 
+    # Named arguments before `*tensors` would mislead torch.compile without gradients: it leaves out
+    # the context where the number of arguments happens to be that of the parameters.
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:  # see _Linear
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
         """Map component by component, each with the weight of its degree."""
         fibers, fiber_out, dtype, *tensors = arguments
         ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype
         ctx.save_for_backward(*tensors)
         features, weights = tensors[: len(fibers)], tensors[len(fibers) :]
         with no_autocast(features[0].device.type):
-            parts = [_by_component(f, x, dtype) for f, x in zip(fibers, features, strict=True)]
-            joined = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             matrices, _ = _component_weights(fiber_out, weights, dtype)
-            product = torch.bmm(joined, matrices.transpose(1, 2))
-            return product.transpose(0, 1).reshape(-1, fiber_out.dim).to(features[0].dtype)
+            products: Tensor | None = None
+            start = 0
+            for fiber, x in zip(fibers, features, strict=True):  # joining them takes longer
+                part = _by_component(fiber, x, dtype)
+                matrix = matrices[:, :, start : start + fiber.channels[0]].transpose(1, 2)
+                start += fiber.channels[0]
+                if products is None:
+                    products = torch.bmm(part, matrix)
+                else:
+                    products.baddbmm_(part, matrix)
+            assert products is not None
+            return products.transpose(0, 1).reshape(-1, fiber_out.dim).to(features[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +163,7 @@ class _PackedLinear(torch.autograd.Function):
     """Of any features. Keeps them packed for the backward pass, not a copy of every degree."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
+    def forward(ctx: Any, *arguments: Any) -> Tensor:  # as in _UniformLinear
         """Map degree by degree."""
         fibers, fiber_out, dtype, *tensors = arguments
         ctx.fibers, ctx.fiber_out, ctx.dtype = fibers, fiber_out, dtype

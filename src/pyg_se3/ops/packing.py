@@ -98,8 +98,10 @@ class _Pack(torch.autograd.Function):
     Takes a plan, a group and its weights.
     """
 
+    # Named arguments before `*weights` would mislead torch.compile without gradients: it leaves out
+    # the context where the number of arguments happens to be that of the parameters.
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # see traceable_forward
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         """Mix what each pair has by J, and put it in its places."""
         plan, group, *weights = arguments
         ctx.plan, ctx.group = plan, group
@@ -124,7 +126,7 @@ class _Unpack(torch.autograd.Function):
     """Transpose of :class:`_Pack`, of its outputs."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:  # as in _Pack
         """Take each pair's part out of its places, and mix."""
         plan, group, *packed = arguments
         ctx.plan, ctx.group = plan, group
